@@ -1,0 +1,5 @@
+//! The replication protocol between the two hosts of a pair, sans-IO: datagrams and time in,
+//! datagrams and verdicts out. It knows neither clocks nor network cards nor what a log entry means.
+
+#![no_std]
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! The fencing arbiter: keeps one record per pair, durably, and says which host may act.
+
+#![forbid(unsafe_code)]

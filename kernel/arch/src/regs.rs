@@ -1,0 +1,525 @@
+//! The state of a processor as a guest would describe it, in neither vendor's layout.
+
+use bitflags::bitflags;
+
+use crate::event::Event;
+
+/// General registers in the order of their encoding (SDM 2, table 2-1): RAX, RCX, RDX, RBX, RSP,
+/// RBP, RSI, RDI, R8 … R15. Index with a [`Gpr`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Gprs(pub [u64; 16]);
+
+/// The number of a general register as instructions encode it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)] // the names are the documentation
+pub enum Gpr {
+    Rax = 0,
+    Rcx = 1,
+    Rdx = 2,
+    Rbx = 3,
+    Rsp = 4,
+    Rbp = 5,
+    Rsi = 6,
+    Rdi = 7,
+    R8 = 8,
+    R9 = 9,
+    R10 = 10,
+    R11 = 11,
+    R12 = 12,
+    R13 = 13,
+    R14 = 14,
+    R15 = 15,
+}
+
+impl Gpr {
+    /// All of them, in encoding order.
+    pub const ALL: [Gpr; 16] = [
+        Gpr::Rax,
+        Gpr::Rcx,
+        Gpr::Rdx,
+        Gpr::Rbx,
+        Gpr::Rsp,
+        Gpr::Rbp,
+        Gpr::Rsi,
+        Gpr::Rdi,
+        Gpr::R8,
+        Gpr::R9,
+        Gpr::R10,
+        Gpr::R11,
+        Gpr::R12,
+        Gpr::R13,
+        Gpr::R14,
+        Gpr::R15,
+    ];
+
+    /// The register with this encoding; only the low four bits of `n` count.
+    #[must_use]
+    pub const fn from_encoding(n: u8) -> Self {
+        Self::ALL[(n & 15) as usize]
+    }
+}
+
+impl core::ops::Index<Gpr> for Gprs {
+    type Output = u64;
+    #[inline]
+    fn index(&self, r: Gpr) -> &u64 {
+        &self.0[r as usize & 15]
+    }
+}
+
+impl core::ops::IndexMut<Gpr> for Gprs {
+    #[inline]
+    fn index_mut(&mut self, r: Gpr) -> &mut u64 {
+        &mut self.0[r as usize & 15]
+    }
+}
+
+bitflags! {
+    /// RFLAGS (SDM 1 3.4.3).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct Rflags: u64 {
+        const CF = 1 << 0;
+        const FIXED = 1 << 1;
+        const PF = 1 << 2;
+        const AF = 1 << 4;
+        const ZF = 1 << 6;
+        const SF = 1 << 7;
+        const TF = 1 << 8;
+        const IF = 1 << 9;
+        const DF = 1 << 10;
+        const OF = 1 << 11;
+        const IOPL = 3 << 12;
+        const NT = 1 << 14;
+        const RF = 1 << 16;
+        const VM = 1 << 17;
+        const AC = 1 << 18;
+        const VIF = 1 << 19;
+        const VIP = 1 << 20;
+        const ID = 1 << 21;
+        const _ = !0;
+    }
+
+    /// CR0 (SDM 3 2.5).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct Cr0: u64 {
+        const PE = 1 << 0;
+        const MP = 1 << 1;
+        const EM = 1 << 2;
+        const TS = 1 << 3;
+        const ET = 1 << 4;
+        const NE = 1 << 5;
+        const WP = 1 << 16;
+        const AM = 1 << 18;
+        const NW = 1 << 29;
+        const CD = 1 << 30;
+        const PG = 1 << 31;
+        const _ = !0;
+    }
+
+    /// CR4 (SDM 3 2.5).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct Cr4: u64 {
+        const VME = 1 << 0;
+        const PVI = 1 << 1;
+        const TSD = 1 << 2;
+        const DE = 1 << 3;
+        const PSE = 1 << 4;
+        const PAE = 1 << 5;
+        const MCE = 1 << 6;
+        const PGE = 1 << 7;
+        const PCE = 1 << 8;
+        const OSFXSR = 1 << 9;
+        const OSXMMEXCPT = 1 << 10;
+        const UMIP = 1 << 11;
+        const LA57 = 1 << 12;
+        const VMXE = 1 << 13;
+        const SMXE = 1 << 14;
+        const FSGSBASE = 1 << 16;
+        const PCIDE = 1 << 17;
+        const OSXSAVE = 1 << 18;
+        const SMEP = 1 << 20;
+        const SMAP = 1 << 21;
+        const PKE = 1 << 22;
+        const CET = 1 << 23;
+        const PKS = 1 << 24;
+        const _ = !0;
+    }
+
+    /// IA32_EFER (SDM 3 2.2.1, APM 2 3.1.7).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct Efer: u64 {
+        const SCE = 1 << 0;
+        const LME = 1 << 8;
+        const LMA = 1 << 10;
+        const NXE = 1 << 11;
+        const SVME = 1 << 12;
+        const LMSLE = 1 << 13;
+        const FFXSR = 1 << 14;
+        const _ = !0;
+    }
+
+    /// XCR0 (SDM 1 13.3).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct Xcr0: u64 {
+        const X87 = 1 << 0;
+        const SSE = 1 << 1;
+        const AVX = 1 << 2;
+        const _ = !0;
+    }
+
+    /// Segment attributes in the layout of a descriptor's second double word, shifted right by 8
+    /// (SDM 3 26.4.1, table 26-2): type, S, DPL, P, AVL, L, D/B, G, and bit 16 "unusable".
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[allow(missing_docs)]
+    pub struct SegmentAttributes: u32 {
+        const TYPE = 0xf;
+        const CODE_OR_DATA = 1 << 4;
+        const DPL = 3 << 5;
+        const PRESENT = 1 << 7;
+        const AVAILABLE = 1 << 12;
+        const LONG = 1 << 13;
+        const BIG = 1 << 14;
+        const GRANULAR = 1 << 15;
+        const UNUSABLE = 1 << 16;
+        const _ = !0;
+    }
+}
+
+/// A segment register with its hidden part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The visible selector.
+    pub selector: u16,
+    /// Linear address of the first byte.
+    pub base: u64,
+    /// Limit in bytes (granularity already applied).
+    pub limit: u32,
+    /// Type and flags.
+    pub attributes: SegmentAttributes,
+}
+
+impl Segment {
+    /// A real-mode segment: base = selector × 16, 64 KiB, writable data, accessed.
+    #[must_use]
+    pub const fn real(selector: u16, attributes: u32) -> Self {
+        Self {
+            selector,
+            base: (selector as u64) << 4,
+            limit: 0xffff,
+            attributes: SegmentAttributes::from_bits_retain(attributes),
+        }
+    }
+
+    /// A flat 4 GiB segment.
+    #[must_use]
+    pub const fn flat(selector: u16, attributes: u32) -> Self {
+        Self {
+            selector,
+            base: 0,
+            limit: 0xffff_ffff,
+            attributes: SegmentAttributes::from_bits_retain(attributes),
+        }
+    }
+
+    /// Descriptor privilege level, 0 … 3. Of SS this is the processor's current privilege level.
+    #[must_use]
+    pub const fn dpl(&self) -> u8 {
+        ((self.attributes.bits() >> 5) & 3) as u8
+    }
+}
+
+/// Which segment register, in the order of their encoding (SDM 2, table 2-1), then LDTR and TR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum SegmentName {
+    Es = 0,
+    Cs = 1,
+    Ss = 2,
+    Ds = 3,
+    Fs = 4,
+    Gs = 5,
+    Ldtr = 6,
+    Tr = 7,
+}
+
+impl SegmentName {
+    /// All of them, in the order of [`Segments`].
+    pub const ALL: [SegmentName; 8] = [
+        SegmentName::Es,
+        SegmentName::Cs,
+        SegmentName::Ss,
+        SegmentName::Ds,
+        SegmentName::Fs,
+        SegmentName::Gs,
+        SegmentName::Ldtr,
+        SegmentName::Tr,
+    ];
+}
+
+/// All segment registers; index with a [`SegmentName`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segments(pub [Segment; 8]);
+
+impl core::ops::Index<SegmentName> for Segments {
+    type Output = Segment;
+    fn index(&self, n: SegmentName) -> &Segment {
+        &self.0[n as usize & 7]
+    }
+}
+
+impl core::ops::IndexMut<SegmentName> for Segments {
+    fn index_mut(&mut self, n: SegmentName) -> &mut Segment {
+        &mut self.0[n as usize & 7]
+    }
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DescriptorTable {
+    /// Linear address of the table.
+    pub base: u64,
+    /// Its last valid byte offset.
+    pub limit: u16,
+}
+
+/// Control registers and EFER.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlRegisters {
+    /// As the guest reads it.
+    pub cr0: Cr0,
+    /// Page-fault linear address.
+    pub cr2: u64,
+    /// Page-table base, with PCID and flags.
+    pub cr3: u64,
+    /// As the guest reads it.
+    pub cr4: Cr4,
+    /// As the guest reads it (SVME, which SVM needs set, is not shown).
+    pub efer: Efer,
+    /// Extended states enabled.
+    pub xcr0: Xcr0,
+}
+
+/// Debug registers. DR4 and DR5 are aliases and have no state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugRegisters {
+    /// DR0 … DR3: breakpoint linear addresses.
+    pub dr: [u64; 4],
+    /// Status.
+    pub dr6: u64,
+    /// Control.
+    pub dr7: u64,
+    /// IA32_DEBUGCTL.
+    pub debugctl: u64,
+}
+
+/// MSRs that a guest reads and writes without an exit, or whose only effect is on the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct SystemMsrs {
+    pub star: u64,
+    pub lstar: u64,
+    pub cstar: u64,
+    pub sfmask: u64,
+    pub kernel_gs_base: u64,
+    pub sysenter_cs: u64,
+    pub sysenter_esp: u64,
+    pub sysenter_eip: u64,
+    pub pat: u64,
+}
+
+/// Bytes of an XSAVE area in standard format with x87, SSE and AVX (SDM 1 13.4).
+pub const XSAVE_SIZE: usize = 832;
+
+/// x87, SSE and AVX state in the standard XSAVE format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct XsaveArea(pub [u8; XSAVE_SIZE]);
+
+impl XsaveArea {
+    /// The state after reset: FCW = 0x037f, MXCSR = 0x1f80, all registers zero, XSTATE_BV = 7 so
+    /// that a restore writes every component.
+    #[must_use]
+    pub const fn initial() -> Self {
+        let mut area = [0; XSAVE_SIZE];
+        area[0] = 0x7f;
+        area[1] = 0x03;
+        area[24] = 0x80;
+        area[25] = 0x1f;
+        area[512] = 7;
+        Self(area)
+    }
+}
+
+bitflags! {
+    /// What keeps the processor from taking an event at its next instruction boundary.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Shadow: u8 {
+        /// The instruction after STI.
+        const STI = 1 << 0;
+        /// The instruction after MOV SS or POP SS.
+        const MOV_SS = 1 << 1;
+        /// An NMI was delivered and its handler has not executed IRET.
+        const NMI = 1 << 2;
+    }
+}
+
+/// The whole state of one virtual processor between two instructions, the event included whose
+/// delivery the last exit cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuState {
+    /// General registers.
+    pub gprs: Gprs,
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags.
+    pub rflags: Rflags,
+    /// Segment registers, LDTR and TR.
+    pub segments: Segments,
+    /// GDTR.
+    pub gdtr: DescriptorTable,
+    /// IDTR.
+    pub idtr: DescriptorTable,
+    /// Control registers.
+    pub control: ControlRegisters,
+    /// Debug registers.
+    pub debug: DebugRegisters,
+    /// System MSRs.
+    pub msrs: SystemMsrs,
+    /// Interrupt shadows and NMI blocking.
+    pub shadow: Shadow,
+    /// An event to be delivered before the next instruction.
+    pub pending: Option<Event>,
+    /// Extended state.
+    pub xsave: XsaveArea,
+    /// Instructions retired since power-on.
+    pub icount: u64,
+}
+
+impl CpuState {
+    /// The state after power-on (SDM 3 10.1.1), but with CS:IP = 0:`ip` instead of the reset
+    /// vector: there is no firmware to run.
+    #[must_use]
+    pub const fn real_mode(ip: u16) -> Self {
+        const DATA: Segment = Segment::real(0, 0x93);
+        Self {
+            gprs: Gprs([0; 16]),
+            rip: ip as u64,
+            rflags: Rflags::FIXED,
+            segments: Segments([
+                DATA,
+                Segment::real(0, 0x9b),
+                DATA,
+                DATA,
+                DATA,
+                DATA,
+                Segment::real(0, 0x82),
+                Segment::real(0, 0x8b),
+            ]),
+            gdtr: DescriptorTable {
+                base: 0,
+                limit: 0xffff,
+            },
+            idtr: DescriptorTable {
+                base: 0,
+                limit: 0x3ff,
+            },
+            control: ControlRegisters {
+                cr0: Cr0::ET,
+                cr2: 0,
+                cr3: 0,
+                cr4: Cr4::empty(),
+                efer: Efer::empty(),
+                xcr0: Xcr0::X87,
+            },
+            debug: DebugRegisters {
+                dr: [0; 4],
+                dr6: 0xffff_0ff0,
+                dr7: 0x400,
+                debugctl: 0,
+            },
+            msrs: SystemMsrs {
+                star: 0,
+                lstar: 0,
+                cstar: 0,
+                sfmask: 0,
+                kernel_gs_base: 0,
+                sysenter_cs: 0,
+                sysenter_esp: 0,
+                sysenter_eip: 0,
+                pat: 0x0007_0406_0007_0406,
+            },
+            shadow: Shadow::empty(),
+            pending: None,
+            xsave: XsaveArea::initial(),
+            icount: 0,
+        }
+    }
+
+    /// 32-bit protected mode without paging, flat segments, interrupts off, at `eip`: the machine
+    /// state that the Multiboot specification (0.6.96, section 3.2) promises a kernel.
+    #[must_use]
+    pub const fn protected_mode(eip: u32) -> Self {
+        const DATA: Segment = Segment::flat(0x10, 0xc093);
+        let mut state = Self::real_mode(0);
+        state.rip = eip as u64;
+        state.control.cr0 = Cr0::PE.union(Cr0::ET);
+        state.segments = Segments([
+            DATA,
+            Segment::flat(0x08, 0xc09b),
+            DATA,
+            DATA,
+            DATA,
+            DATA,
+            Segment::real(0, 0x82),
+            Segment::real(0, 0x8b),
+        ]);
+        state
+    }
+
+    /// Current privilege level, 0 … 3.
+    #[must_use]
+    pub const fn cpl(&self) -> u8 {
+        self.segments.0[SegmentName::Ss as usize].dpl()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn initial_xsave_area_has_the_reset_values() {
+        let area = XsaveArea::initial().0;
+        assert_eq!(u16::from_le_bytes([area[0], area[1]]), 0x37f);
+        assert_eq!(
+            u32::from_le_bytes([area[24], area[25], area[26], area[27]]),
+            0x1f80
+        );
+        assert_eq!(area[512], 7);
+    }
+
+    #[test]
+    fn segment_order_is_the_encoding_order() {
+        for (i, name) in SegmentName::ALL.iter().enumerate() {
+            assert_eq!(*name as usize, i);
+        }
+        for (i, r) in Gpr::ALL.iter().enumerate() {
+            assert_eq!(*r as usize, i);
+            assert_eq!(Gpr::from_encoding(i as u8), *r);
+        }
+    }
+
+    #[test]
+    fn dpl_of_user_code() {
+        assert_eq!(Segment::flat(0x1b, 0xc0fb).dpl(), 3);
+        assert_eq!(CpuState::protected_mode(0).cpl(), 0);
+    }
+}

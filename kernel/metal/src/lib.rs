@@ -1,0 +1,2 @@
+//! The bare-metal hypervisor.
+#![no_std]

@@ -1,0 +1,12 @@
+//! The guest machine: what a guest sees, as a deterministic function of what enters through one door.
+//!
+//! Three traits are all this crate knows of the world: [`cpu::Vcpu`], [`memory::GuestMemory`] and
+//! [`host::Host`].
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod cpu;
+pub mod memory;
