@@ -11,5 +11,6 @@
 
 pub mod addr;
 pub mod event;
+pub mod flags;
 pub mod msr;
 pub mod regs;

@@ -8,5 +8,11 @@
 
 extern crate alloc;
 
+pub mod code;
+pub mod container;
 pub mod cpu;
 pub mod memory;
+pub mod walk;
+
+#[cfg(test)]
+mod testing;

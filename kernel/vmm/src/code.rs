@@ -1,0 +1,225 @@
+//! Fetching and decoding the instruction at RIP.
+
+use arch::addr::Gva;
+use arch::regs::{ControlRegisters, Cr0, Efer, Segment, SegmentAttributes};
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+
+use crate::memory::GuestMemory;
+use crate::walk::{Access, WalkError, translate};
+
+/// Bytes of the longest instruction.
+pub const MAX_INSTRUCTION: usize = 15;
+
+/// What decides where the instruction lies and how it decodes.
+#[derive(Clone, Copy, Debug)]
+pub struct CodeContext<'a> {
+    /// Paging and mode.
+    pub control: &'a ControlRegisters,
+    /// Code segment.
+    pub cs: &'a Segment,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// Offset of the instruction.
+    pub rip: u64,
+}
+
+impl CodeContext<'_> {
+    /// 16, 32 or 64.
+    #[must_use]
+    #[inline]
+    pub fn bitness(&self) -> u32 {
+        if !self.control.cr0.contains(Cr0::PE) {
+            // CS.D is kept from protected mode ("big real mode"), as the processor does.
+            return if self.cs.attributes.contains(SegmentAttributes::BIG) {
+                32
+            } else {
+                16
+            };
+        }
+        if self.control.efer.contains(Efer::LMA)
+            && self.cs.attributes.contains(SegmentAttributes::LONG)
+        {
+            64
+        } else if self.cs.attributes.contains(SegmentAttributes::BIG) {
+            32
+        } else {
+            16
+        }
+    }
+
+    /// Linear address of the instruction.
+    #[must_use]
+    #[inline]
+    pub fn linear(&self) -> Gva {
+        if self.bitness() == 64 {
+            Gva(self.rip)
+        } else {
+            Gva(self.cs.base.wrapping_add(self.rip) & 0xffff_ffff)
+        }
+    }
+}
+
+/// Bytes at RIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// The bytes; behind `length` they are zero.
+    pub bytes: [u8; MAX_INSTRUCTION],
+    /// How many could be fetched: fewer than 15 where the next page cannot be read.
+    pub length: u8,
+}
+
+/// Why there is no instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeError {
+    /// Its first byte does not translate.
+    Walk(WalkError),
+    /// Its first byte is not in RAM.
+    NotInRam,
+    /// The bytes are no instruction, or it goes on in a page that cannot be read.
+    Invalid,
+}
+
+/// Fetches up to 15 bytes at RIP.
+///
+/// # Errors
+///
+/// Not even the first byte can be read.
+#[inline]
+pub fn fetch<M: GuestMemory>(memory: &M, context: &CodeContext<'_>) -> Result<Code, CodeError> {
+    let access = Access {
+        write: false,
+        execute: true,
+        user: context.cpl == 3,
+    };
+    let start = context.linear();
+    let gpa = translate(memory, context.control, start, access).map_err(CodeError::Walk)?;
+    let mut code = Code {
+        bytes: [0; MAX_INSTRUCTION],
+        length: MAX_INSTRUCTION as u8,
+    };
+    let in_page = (4096 - start.page_offset()) as usize;
+    if in_page >= MAX_INSTRUCTION {
+        memory
+            .read(gpa, &mut code.bytes)
+            .map_err(|_| CodeError::NotInRam)?;
+        return Ok(code);
+    }
+    let (head, tail) = code.bytes.split_at_mut(in_page);
+    memory.read(gpa, head).map_err(|_| CodeError::NotInRam)?;
+    let next = translate(
+        memory,
+        context.control,
+        start.offset(in_page as u64),
+        access,
+    );
+    let whole = next.is_ok_and(|gpa| memory.read(gpa, tail).is_ok());
+    if !whole {
+        tail.fill(0);
+        code.length = in_page as u8;
+    }
+    Ok(code)
+}
+
+/// Decodes fetched bytes.
+///
+/// # Errors
+///
+/// [`CodeError::Invalid`].
+pub fn decode(code: &Code, context: &CodeContext<'_>) -> Result<Instruction, CodeError> {
+    let bytes = code
+        .bytes
+        .get(..usize::from(code.length))
+        .ok_or(CodeError::Invalid)?;
+    let instruction =
+        Decoder::with_ip(context.bitness(), bytes, context.rip, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        Err(CodeError::Invalid)
+    } else {
+        Ok(instruction)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Ram, control_long, control_protected};
+    use iced_x86::Mnemonic;
+
+    const CODE_64: Segment = Segment::flat(8, 0xa09b);
+    const CODE_32: Segment = Segment::flat(8, 0xc09b);
+    const CODE_16: Segment = Segment::real(0x100, 0x9b);
+
+    #[test]
+    fn the_mode_decides_what_the_bytes_mean() {
+        let code = Code {
+            bytes: [0x48, 0x89, 0xc8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            length: 15,
+        };
+        let long = control_long(0);
+        let context = CodeContext {
+            control: &long,
+            cs: &CODE_64,
+            cpl: 0,
+            rip: 0,
+        };
+        assert_eq!(decode(&code, &context).map(|i| i.len()), Ok(3));
+        let protected = control_protected();
+        let context = CodeContext {
+            control: &protected,
+            cs: &CODE_32,
+            cpl: 0,
+            rip: 0,
+        };
+        assert_eq!(
+            decode(&code, &context).map(|i| i.mnemonic()),
+            Ok(Mnemonic::Dec)
+        );
+    }
+
+    #[test]
+    fn real_mode_addresses_add_the_base() {
+        let mut ram = Ram::new(0x1_0000);
+        ram.put(0x1234, &[0x0f, 0xa2]);
+        let mut control = control_protected();
+        control.cr0 -= Cr0::PE;
+        let context = CodeContext {
+            control: &control,
+            cs: &CODE_16,
+            cpl: 0,
+            rip: 0x234,
+        };
+        assert_eq!(context.bitness(), 16);
+        let code = fetch(&ram, &context).expect("in RAM");
+        assert_eq!(
+            decode(&code, &context).map(|i| i.mnemonic()),
+            Ok(Mnemonic::Cpuid)
+        );
+    }
+
+    #[test]
+    fn an_instruction_may_end_where_the_next_page_is_missing() {
+        let mut ram = Ram::new(0x2000);
+        ram.put(0x1ffe, &[0x0f, 0xa2]);
+        let control = control_protected();
+        let context = CodeContext {
+            control: &control,
+            cs: &CODE_32,
+            cpl: 0,
+            rip: 0x1ffe,
+        };
+        let code = fetch(&ram, &context).expect("first byte is there");
+        assert_eq!(code.length, 2);
+        assert_eq!(decode(&code, &context).map(|i| i.len()), Ok(2));
+        let cut = CodeContext {
+            rip: 0x1fff,
+            ..context
+        };
+        let code = fetch(&ram, &cut).expect("first byte is there");
+        assert_eq!(decode(&code, &cut), Err(CodeError::Invalid));
+        let outside = CodeContext {
+            rip: 0x2000,
+            ..context
+        };
+        assert_eq!(fetch(&ram, &outside), Err(CodeError::NotInRam));
+    }
+}
