@@ -188,6 +188,9 @@ pub struct ControlRegisters {
     pub efer: Efer,
     /// Extended states enabled.
     pub xcr0: Xcr0,
+    /// The four page-directory-pointer entries that a processor loads at a MOV to CR when it enters
+    /// PAE paging (SDM 3 5.4.1). Processors that read them on demand (APM 2 15.25.10) ignore them.
+    pub pdptes: [u64; 4],
 }
 
 /// Debug registers. DR4 and DR5 are aliases and have no state.
@@ -308,6 +311,7 @@ impl CpuState {
                 cr4: Cr4::empty(),
                 efer: Efer::empty(),
                 xcr0: Xcr0::X87,
+                pdptes: [0; 4],
             },
             debug: DebugRegisters {
                 dr: [0; 4],

@@ -240,8 +240,11 @@ pub struct HostLocalCounts {
     /// Entries into the guest.
     pub entries: u64,
     /// TSC ticks between the guest's last instruction before an exit and its first one behind the next
-    /// entry, summed over all entries; the cost of entry and exit is included.
+    /// entry, summed over all entries; the cost of entry and exit is included. First touches of RAM
+    /// are left out: they are in `ram_fault_ticks`.
     pub host_ticks: u64,
+    /// The same for first touches of guest RAM.
+    pub ram_fault_ticks: u64,
 }
 
 /// When the guest could take an event.
@@ -315,8 +318,8 @@ pub trait Vcpu {
     fn segment(&self, name: SegmentName) -> Segment;
     /// Control registers as the guest reads them.
     fn control(&self) -> ControlRegisters;
-    /// Sets control registers; values are valid for this machine (the loop has checked them). Flushes
-    /// what has to be flushed.
+    /// Sets control registers, `pdptes` included; values are valid for this machine (the loop has checked
+    /// them, derived EFER.LMA and read the PDPTEs from guest memory). Flushes what has to be flushed.
     fn set_control(&mut self, control: &ControlRegisters);
     /// Debug registers.
     fn debug(&self) -> DebugRegisters;

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod code;
+pub mod config;
 pub mod container;
 pub mod cpu;
 pub mod memory;

@@ -66,6 +66,7 @@ pub fn control_long(cr3: u64) -> ControlRegisters {
         cr4: Cr4::PAE,
         efer: Efer::LME | Efer::LMA,
         xcr0: Xcr0::X87,
+        pdptes: [0; 4],
     }
 }
 
@@ -78,5 +79,6 @@ pub fn control_protected() -> ControlRegisters {
         cr4: Cr4::empty(),
         efer: Efer::empty(),
         xcr0: Xcr0::X87,
+        pdptes: [0; 4],
     }
 }

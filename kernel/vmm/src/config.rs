@@ -1,0 +1,517 @@
+//! `duet.toml`: what an operator configures, parsed and checked before anything starts.
+//!
+//! `boot/duet.toml` is the commented default; `docs/configuration.md` describes every key. Every error
+//! names the line and the key.
+
+use alloc::borrow::ToOwned;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use core::ops::Range;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// Guests that one host can be given.
+pub const MAX_GUESTS: usize = 64;
+/// Most RAM of a guest, in MiB: what lies below the guest's device addresses.
+pub const MAX_MEMORY_MIB: u64 = 3072;
+/// Longest command line, in bytes.
+pub const MAX_CMDLINE: usize = 2048;
+
+/// The whole configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This host's name: 1 … 32 of `a-z 0-9 -`.
+    pub node_name: String,
+    /// Where the log and the operator console are.
+    pub serial: Serial,
+    /// What is logged.
+    pub log_level: log::LevelFilter,
+    /// What happens when every guest has stopped.
+    pub when_idle: WhenIdle,
+    /// How the host ends an emulator it runs in.
+    pub emulator_exit: EmulatorExit,
+    /// The guests, in the order of the file.
+    pub guests: Vec<Guest>,
+}
+
+/// The host's serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial {
+    /// First I/O port of the 16550.
+    pub port: u16,
+    /// Bits per second.
+    pub baud: u32,
+}
+
+/// What the host does when every guest has stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenIdle {
+    /// Switch the machine off.
+    #[default]
+    Poweroff,
+    /// Stay up.
+    Halt,
+}
+
+/// Which emulator's exit port the host may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EmulatorExit {
+    /// None: a real machine.
+    #[default]
+    None,
+    /// QEMU's isa-debug-exit at port 0xf4.
+    Qemu,
+    /// Bochs's port 0x8900.
+    Bochs,
+}
+
+/// One guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// Unique name: 1 … 32 of `a-z 0-9 -`.
+    pub name: String,
+    /// RAM in MiB, 1 … [`MAX_MEMORY_MIB`].
+    pub memory_mib: u64,
+    /// What is started.
+    pub image: Image,
+    /// The devices test guests need are present.
+    pub test_devices: bool,
+    /// The guest is stopped after this many instructions.
+    pub instruction_limit: Option<u64>,
+}
+
+/// What a guest starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// An ELF32 or a.out-kludge Multiboot 1 kernel.
+    Multiboot {
+        /// File in the guest archive.
+        kernel: String,
+        /// Command line.
+        cmdline: String,
+        /// Module strings; the first word of each is its file.
+        modules: Vec<String>,
+    },
+    /// Raw bytes entered in real mode.
+    Flat {
+        /// File in the guest archive.
+        kernel: String,
+        /// Where it is loaded and entered, CS = 0.
+        load_address: u16,
+    },
+}
+
+impl Image {
+    /// The files of the guest archive that this image needs.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        let (kernel, modules) = match self {
+            Image::Multiboot {
+                kernel, modules, ..
+            } => (kernel, modules.as_slice()),
+            Image::Flat { kernel, .. } => (kernel, &[][..]),
+        };
+        core::iter::once(kernel.as_str()).chain(modules.iter().filter_map(|m| module_file(m)))
+    }
+}
+
+/// The file that a module string names: its first word.
+#[must_use]
+pub fn module_file(module: &str) -> Option<&str> {
+    module.split_whitespace().next()
+}
+
+/// What is wrong with a configuration, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Line, from 1.
+    pub line: usize,
+    /// What is wrong; names the key.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "duet.toml line {}: {}", self.line, self.message)
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    node: NodeTable,
+    #[serde(default)]
+    serial: SerialTable,
+    #[serde(default)]
+    log: LogTable,
+    #[serde(default)]
+    host: HostTable,
+    #[serde(default)]
+    vm: Vec<Spanned<VmTable>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeTable {
+    name: Spanned<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SerialTable {
+    port: Option<Spanned<u16>>,
+    baud: Option<Spanned<u32>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogTable {
+    level: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostTable {
+    #[serde(default)]
+    when_idle: WhenIdle,
+    #[serde(default)]
+    emulator_exit: EmulatorExit,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VmTable {
+    name: Spanned<String>,
+    memory_mib: Spanned<u64>,
+    kernel: Spanned<String>,
+    format: Spanned<String>,
+    cmdline: Option<Spanned<String>>,
+    modules: Option<Spanned<Vec<String>>>,
+    load_address: Option<Spanned<u64>>,
+    #[serde(default)]
+    test_devices: bool,
+    instruction_limit: Option<Spanned<u64>>,
+}
+
+/// Turns byte positions into line numbers and findings into errors.
+struct Checker<'a>(&'a str);
+
+impl Checker<'_> {
+    fn error(&self, span: Range<usize>, message: impl Into<String>) -> ConfigError {
+        let before = self
+            .0
+            .get(..span.start.min(self.0.len()))
+            .unwrap_or_default();
+        let line = 1 + before.bytes().filter(|b| *b == b'\n').count();
+        ConfigError {
+            line,
+            message: message.into(),
+        }
+    }
+
+    fn name(&self, key: &str, value: &Spanned<String>) -> Result<String, ConfigError> {
+        let text = value.get_ref();
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if (1..=32).contains(&text.len()) && text.chars().all(allowed) {
+            Ok(text.clone())
+        } else {
+            let message = format!("{key}: {text:?} is not 1 to 32 of a-z, 0-9 and -");
+            Err(self.error(value.span(), message))
+        }
+    }
+
+    fn file(&self, key: &str, value: &Spanned<String>) -> Result<String, ConfigError> {
+        let text = value.get_ref();
+        let allowed = |c: char| c.is_ascii_graphic();
+        // 100 bytes is what a ustar header holds for a name.
+        if (1..=100).contains(&text.len()) && text.chars().all(allowed) {
+            Ok(text.clone())
+        } else {
+            let message = format!("{key}: {text:?} is not a file name of 1 to 100 printable bytes");
+            Err(self.error(value.span(), message))
+        }
+    }
+}
+
+impl Config {
+    /// Parses and checks the text of a `duet.toml`.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong, with its line and key.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let check = Checker(text);
+        let file: File = toml::from_str(text)
+            .map_err(|e| check.error(e.span().unwrap_or(0..0), e.message().to_owned()))?;
+        let mut guests = Vec::new();
+        for table in &file.vm {
+            let guest = guest(&check, table.get_ref())?;
+            if guests.iter().any(|g: &Guest| g.name == guest.name) {
+                let message = format!("vm.name: {:?} is used twice", guest.name);
+                return Err(check.error(table.get_ref().name.span(), message));
+            }
+            if guests.len() == MAX_GUESTS {
+                let message = format!("vm: more than {MAX_GUESTS} guests");
+                return Err(check.error(table.span(), message));
+            }
+            guests.push(guest);
+        }
+        Ok(Self {
+            node_name: check.name("node.name", &file.node.name)?,
+            serial: serial(&check, &file.serial)?,
+            log_level: log_level(&check, &file.log)?,
+            when_idle: file.host.when_idle,
+            emulator_exit: file.host.emulator_exit,
+            guests,
+        })
+    }
+}
+
+fn serial(check: &Checker<'_>, table: &SerialTable) -> Result<Serial, ConfigError> {
+    let port = table.port.as_ref().map_or(0x3f8, |p| *p.get_ref());
+    if let Some(p) = table
+        .port
+        .as_ref()
+        .filter(|p| ![0x3f8, 0x2f8, 0x3e8, 0x2e8].contains(p.get_ref()))
+    {
+        let message = format!("serial.port: {port:#x} is none of 0x3f8, 0x2f8, 0x3e8, 0x2e8");
+        return Err(check.error(p.span(), message));
+    }
+    let baud = table.baud.as_ref().map_or(115_200, |b| *b.get_ref());
+    if let Some(b) = table
+        .baud
+        .as_ref()
+        .filter(|b| *b.get_ref() == 0 || 115_200 % *b.get_ref() != 0)
+    {
+        let message = format!("serial.baud: {baud} does not divide 115200");
+        return Err(check.error(b.span(), message));
+    }
+    Ok(Serial { port, baud })
+}
+
+fn log_level(check: &Checker<'_>, table: &LogTable) -> Result<log::LevelFilter, ConfigError> {
+    let Some(level) = &table.level else {
+        return Ok(log::LevelFilter::Info);
+    };
+    match level.get_ref().as_str() {
+        "error" => Ok(log::LevelFilter::Error),
+        "warn" => Ok(log::LevelFilter::Warn),
+        "info" => Ok(log::LevelFilter::Info),
+        "debug" => Ok(log::LevelFilter::Debug),
+        "trace" => Ok(log::LevelFilter::Trace),
+        other => {
+            let message =
+                format!("log.level: {other:?} is none of error, warn, info, debug, trace");
+            Err(check.error(level.span(), message))
+        }
+    }
+}
+
+fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
+    let name = check.name("vm.name", &table.name)?;
+    let memory_mib = *table.memory_mib.get_ref();
+    if !(1..=MAX_MEMORY_MIB).contains(&memory_mib) {
+        let message = format!("vm.memory_mib: {memory_mib} is not 1 to {MAX_MEMORY_MIB}");
+        return Err(check.error(table.memory_mib.span(), message));
+    }
+    if let Some(limit) = table
+        .instruction_limit
+        .as_ref()
+        .filter(|l| *l.get_ref() == 0)
+    {
+        let message = "vm.instruction_limit: 0 would never let the guest run".to_string();
+        return Err(check.error(limit.span(), message));
+    }
+    let kernel = check.file("vm.kernel", &table.kernel)?;
+    let image = match table.format.get_ref().as_str() {
+        "multiboot" => multiboot(check, table, kernel)?,
+        "flat" => flat(check, table, kernel)?,
+        other => {
+            let message = format!("vm.format: {other:?} is neither \"multiboot\" nor \"flat\"");
+            return Err(check.error(table.format.span(), message));
+        }
+    };
+    Ok(Guest {
+        name,
+        memory_mib,
+        image,
+        test_devices: table.test_devices,
+        instruction_limit: table.instruction_limit.as_ref().map(|l| *l.get_ref()),
+    })
+}
+
+fn multiboot(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
+    if let Some(address) = &table.load_address {
+        let message = "vm.load_address: a multiboot kernel says itself where it is loaded";
+        return Err(check.error(address.span(), message));
+    }
+    let cmdline = table
+        .cmdline
+        .as_ref()
+        .map(|c| c.get_ref().clone())
+        .unwrap_or_default();
+    if let Some(c) = table
+        .cmdline
+        .as_ref()
+        .filter(|c| c.get_ref().len() > MAX_CMDLINE || c.get_ref().contains('\0'))
+    {
+        let message = format!("vm.cmdline: longer than {MAX_CMDLINE} bytes, or with a NUL");
+        return Err(check.error(c.span(), message));
+    }
+    let modules = table
+        .modules
+        .as_ref()
+        .map(|m| m.get_ref().clone())
+        .unwrap_or_default();
+    if let Some(m) = &table.modules {
+        for module in m.get_ref() {
+            let file = module_file(module).unwrap_or_default();
+            check.file("vm.modules", &Spanned::new(m.span(), file.to_owned()))?;
+            if module.len() > MAX_CMDLINE || module.contains('\0') {
+                let message = format!("vm.modules: longer than {MAX_CMDLINE} bytes, or with a NUL");
+                return Err(check.error(m.span(), message));
+            }
+        }
+    }
+    Ok(Image::Multiboot {
+        kernel,
+        cmdline,
+        modules,
+    })
+}
+
+fn flat(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
+    if let Some(cmdline) = &table.cmdline {
+        let message = "vm.cmdline: a flat image has no command line";
+        return Err(check.error(cmdline.span(), message));
+    }
+    if let Some(modules) = &table.modules {
+        let message = "vm.modules: a flat image has no modules";
+        return Err(check.error(modules.span(), message));
+    }
+    let Some(address) = &table.load_address else {
+        let message = "vm.load_address: missing, a flat image needs it";
+        return Err(check.error(table.format.span(), message));
+    };
+    match u16::try_from(*address.get_ref()) {
+        // Below lies the real-mode vector table.
+        Ok(load_address) if load_address >= 0x500 => Ok(Image::Flat {
+            kernel,
+            load_address,
+        }),
+        _ => {
+            let message = format!(
+                "vm.load_address: {:#x} is not 0x500 to 0xffff",
+                address.get_ref()
+            );
+            Err(check.error(address.span(), message))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[node]
+name = "duet-a"
+
+[[vm]]
+name = "hello"
+memory_mib = 16
+kernel = "hello.elf"
+format = "multiboot"
+cmdline = "a b"
+modules = ["one x", "two"]
+
+[[vm]]
+name = "real"
+memory_mib = 1
+kernel = "real.bin"
+format = "flat"
+load_address = 0x7c00
+"#;
+
+    fn error(text: &str) -> String {
+        Config::parse(text).expect_err("is wrong").to_string()
+    }
+
+    fn with(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from));
+        GOOD.replacen(from, to, 1)
+    }
+
+    #[test]
+    fn defaults_fill_what_is_not_said() {
+        let config = Config::parse(GOOD).expect("is good");
+        assert_eq!(
+            config.serial,
+            Serial {
+                port: 0x3f8,
+                baud: 115_200
+            }
+        );
+        assert_eq!(config.log_level, log::LevelFilter::Info);
+        assert_eq!(config.when_idle, WhenIdle::Poweroff);
+        assert_eq!(config.guests.len(), 2);
+        let files: Vec<_> = config.guests[0].image.files().collect();
+        assert_eq!(files, ["hello.elf", "one", "two"]);
+    }
+
+    #[test]
+    fn errors_name_line_and_key() {
+        assert_eq!(
+            error(&with("memory_mib = 16", "memory_mib = 0")),
+            "duet.toml line 7: vm.memory_mib: 0 is not 1 to 3072"
+        );
+        assert!(error(&with("memory_mib = 16", "memory = 16")).starts_with("duet.toml line 7: "));
+        assert!(error(&with("memory_mib = 16", "memory = 16")).contains("memory"));
+        assert!(
+            error(&with("memory_mib = 16", "memory_mib = \"x\"")).starts_with("duet.toml line 7: ")
+        );
+        assert_eq!(
+            error(&with("\"duet-a\"", "\"Duet A\"")),
+            "duet.toml line 3: node.name: \"Duet A\" is not 1 to 32 of a-z, 0-9 and -"
+        );
+        assert!(error("node = ").starts_with("duet.toml line 1: "));
+        assert!(error("").contains("node"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        assert!(error(&with("name = \"real\"", "name = \"hello\"")).contains("used twice"));
+        assert!(error(&with("load_address = 0x7c00", "")).contains("vm.load_address: missing"));
+        assert!(error(&with("load_address = 0x7c00", "load_address = 0x10000")).contains("0x500"));
+        let both = with(
+            "load_address = 0x7c00",
+            "load_address = 0x7c00\ncmdline = \"x\"",
+        );
+        assert_eq!(
+            error(&both),
+            "duet.toml line 19: vm.cmdline: a flat image has no command line"
+        );
+        let address = with("cmdline = \"a b\"", "load_address = 1");
+        assert!(error(&address).contains("says itself"));
+        let baud = with("[[vm]]", "[serial]\nbaud = 9601\n[[vm]]");
+        assert_eq!(
+            error(&baud),
+            "duet.toml line 6: serial.baud: 9601 does not divide 115200"
+        );
+    }
+
+    #[test]
+    fn an_unknown_word_is_refused() {
+        assert!(error(&with("\"flat\"", "\"elf\"")).contains("vm.format"));
+        let level = with("[[vm]]", "[log]\nlevel = \"loud\"\n[[vm]]");
+        assert!(error(&level).contains("log.level"));
+        let idle = with("[[vm]]", "[host]\nwhen_idle = \"sleep\"\n[[vm]]");
+        assert!(error(&idle).starts_with("duet.toml line 6: "));
+    }
+}
