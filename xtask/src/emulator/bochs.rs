@@ -1,0 +1,157 @@
+//! Bochs: its configuration, and starting it on a pseudo-terminal that it insists on.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+use super::Machine;
+
+/// The program, from Debian's `bochs`.
+pub const PROGRAM: &str = "bochs";
+
+/// The configuration file of one run. The first serial port connects to `serial_port` on this host.
+///
+/// `count=1` makes counting exact (Debian's extension of the processor option). The speaker and a real sound
+/// driver would block a machine without sound; `sync=none` lets idle time pass at once.
+#[must_use]
+pub fn configuration(machine: &Machine, serial_port: u16, directory: &Path) -> String {
+    format!(
+        "\
+display_library: term
+megs: {memory}
+cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0
+romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot
+vgaromimage: file=/usr/share/vgabios/vgabios.bin
+pci: enabled=1, chipset=i440fx
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=disk, mode=flat, path=\"{disk}\"
+boot: disk
+com1: enabled=1, mode=socket-client, dev=localhost:{serial_port}
+clock: sync=none, time0=1000000000
+plugin_ctrl: speaker=0, gameport=0, parallel=0
+sound: driver=dummy
+port_e9_hack: enabled=1
+log: \"{log}\"
+panic: action=fatal, term=report
+error: action=report
+info: action=report
+debug: action=ignore
+",
+        memory = machine.memory_mib,
+        disk = machine.disk.display(),
+        log = directory.join("bochs.log").display(),
+    )
+}
+
+/// A started Bochs.
+pub struct Bochs {
+    /// The process.
+    pub child: Child,
+    /// Its serial port, before it has connected.
+    pub serial: SerialListener,
+}
+
+/// Starts Bochs with its files in `directory`.
+///
+/// # Errors
+///
+/// A file cannot be written, there is no pseudo-terminal, or Bochs does not start.
+pub fn start(machine: &Machine, directory: &Path) -> Result<Bochs> {
+    let serial = SerialListener::new()?;
+    let port = serial.listener.local_addr()?.port();
+    let configuration_file = directory.join("bochsrc");
+    std::fs::write(&configuration_file, configuration(machine, port, directory))
+        .with_context(|| configuration_file.display().to_string())?;
+    // Debian's Bochs is the debugger build: "c" starts the machine, "q" ends Bochs when it stops.
+    let debugger_file = directory.join("debugger.rc");
+    std::fs::write(&debugger_file, "c\nq\n")
+        .with_context(|| debugger_file.display().to_string())?;
+
+    let (screen, terminal) = pseudo_terminal().context("cannot open a pseudo-terminal")?;
+    let child = Command::new(PROGRAM)
+        .args(["-q", "-unlock", "-f"])
+        .arg(&configuration_file)
+        .arg("-rc")
+        .arg(&debugger_file)
+        .env("TERM", "xterm")
+        .stdin(terminal.try_clone()?)
+        .stdout(terminal.try_clone()?)
+        .stderr(terminal)
+        .process_group(0)
+        .spawn()
+        .context("cannot start bochs")?;
+    // The screen is of no interest, but Bochs stops when nobody takes it; it ends with the child.
+    std::thread::spawn(move || drain(screen));
+    Ok(Bochs { child, serial })
+}
+
+fn drain(mut screen: File) {
+    let mut buffer = [0; 4096];
+    while matches!(screen.read(&mut buffer), Ok(bytes) if bytes > 0) {}
+}
+
+fn pseudo_terminal() -> Result<(File, File)> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let name = ptsname(&master, Vec::new())?;
+    let slave = File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().context("name of the pseudo-terminal")?)?;
+    Ok((File::from(master), slave))
+}
+
+/// Waits for Bochs to connect its serial port.
+pub struct SerialListener {
+    listener: TcpListener,
+    ended: Arc<AtomicBool>,
+}
+
+impl SerialListener {
+    fn new() -> io::Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            ended: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    /// A flag to be set when Bochs has ended, so that nobody waits for it in vain.
+    #[must_use]
+    pub fn ended(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.ended)
+    }
+
+    /// The connection; `None` if Bochs ended without making one.
+    ///
+    /// # Errors
+    ///
+    /// The socket fails.
+    pub fn accept(&self) -> io::Result<Option<TcpStream>> {
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    return Ok(Some(stream));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            if self.ended.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

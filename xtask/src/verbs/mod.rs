@@ -1,0 +1,4 @@
+//! One file per verb of `cargo xtask`.
+
+pub mod image;
+pub mod run;
