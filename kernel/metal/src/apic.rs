@@ -1,0 +1,159 @@
+//! The local APIC of the one running processor: its timer, acknowledgement, vectors.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use arch::addr::Hpa;
+use arch::msr;
+
+use crate::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
+use crate::mem::physmap;
+use crate::x86;
+
+/// Registers as offsets in xAPIC mode (SDM 3 12.4.1, table 12-1); in x2APIC mode the MSR number is 0x800 +
+/// offset / 16.
+mod register {
+    pub(super) const ID: u32 = 0x20;
+    pub(super) const VERSION: u32 = 0x30;
+    pub(super) const TASK_PRIORITY: u32 = 0x80;
+    pub(super) const EOI: u32 = 0xb0;
+    pub(super) const SPURIOUS: u32 = 0xf0;
+    pub(super) const ERROR_STATUS: u32 = 0x280;
+    pub(super) const LVT_TIMER: u32 = 0x320;
+    pub(super) const LVT_LINT0: u32 = 0x350;
+    pub(super) const LVT_LINT1: u32 = 0x360;
+    pub(super) const LVT_ERROR: u32 = 0x370;
+    pub(super) const TIMER_INITIAL: u32 = 0x380;
+    pub(super) const TIMER_CURRENT: u32 = 0x390;
+    pub(super) const TIMER_DIVIDE: u32 = 0x3e0;
+}
+
+const LVT_MASKED: u32 = 1 << 16;
+const LVT_NMI: u32 = 4 << 8;
+const SPURIOUS_ENABLE: u32 = 1 << 8;
+const DIVIDE_BY_1: u32 = 0b1011;
+/// IA32_APIC_BASE: x2APIC mode, globally enabled, address.
+const BASE_X2APIC: u64 = 1 << 10;
+const BASE_ENABLE: u64 = 1 << 11;
+const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// Virtual address of the registers; 0 in x2APIC mode.
+static REGISTERS: AtomicU64 = AtomicU64::new(0);
+
+/// The processor has no local APIC, or firmware has switched it off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoLapic;
+
+#[inline]
+fn write(register: u32, value: u32) {
+    let base = REGISTERS.load(Ordering::Relaxed);
+    // SAFETY: `init` has found the LAPIC in the mode that `REGISTERS` tells; its registers have no effect
+    // on memory.
+    unsafe {
+        if base == 0 {
+            x86::wrmsr(msr::X2APIC_BASE + register / 16, u64::from(value));
+        } else {
+            ((base + u64::from(register)) as *mut u32).write_volatile(value);
+        }
+    }
+}
+
+#[inline]
+fn read(register: u32) -> u32 {
+    let base = REGISTERS.load(Ordering::Relaxed);
+    // SAFETY: as in `write`.
+    unsafe {
+        if base == 0 {
+            x86::rdmsr(msr::X2APIC_BASE + register / 16) as u32
+        } else {
+            ((base + u64::from(register)) as *mut u32).read_volatile()
+        }
+    }
+}
+
+/// Switches the LAPIC on, its timer off.
+///
+/// # Errors
+///
+/// There is none.
+pub fn init() -> Result<(), NoLapic> {
+    if x86::cpuid(1, 0).edx & 1 << 9 == 0 {
+        return Err(NoLapic);
+    }
+    // SAFETY: every processor with a LAPIC in long mode has this MSR.
+    let base = unsafe { x86::rdmsr(msr::APIC_BASE) };
+    if base & BASE_ENABLE == 0 {
+        return Err(NoLapic);
+    }
+    if base & BASE_X2APIC == 0 {
+        REGISTERS.store(
+            physmap::ptr(Hpa(base & BASE_ADDRESS)) as u64,
+            Ordering::Relaxed,
+        );
+    }
+    write(register::TASK_PRIORITY, 0);
+    write(register::LVT_TIMER, LVT_MASKED);
+    write(register::LVT_LINT0, LVT_MASKED);
+    write(register::LVT_LINT1, LVT_NMI);
+    write(register::LVT_ERROR, u32::from(ERROR_VECTOR));
+    write(register::TIMER_INITIAL, 0);
+    write(register::TIMER_DIVIDE, DIVIDE_BY_1);
+    write(
+        register::SPURIOUS,
+        SPURIOUS_ENABLE | u32::from(SPURIOUS_VECTOR),
+    );
+    write(register::LVT_TIMER, u32::from(TIMER_VECTOR));
+    Ok(())
+}
+
+/// Starts the timer: one interrupt at [`TIMER_VECTOR`] after `ticks` of [`timer_frequency`]; 0 stops it.
+#[inline]
+pub fn timer_arm_oneshot(ticks: u32) {
+    write(register::TIMER_INITIAL, ticks);
+}
+
+/// Stops the timer. An interrupt that is already pending in the LAPIC still comes.
+#[inline]
+pub fn timer_disarm() {
+    write(register::TIMER_INITIAL, 0);
+}
+
+/// Ticks left until the timer's interrupt.
+#[inline]
+pub fn timer_remaining() -> u32 {
+    read(register::TIMER_CURRENT)
+}
+
+/// The timer's initial-count register in xAPIC mode; none in x2APIC mode, where MSR 0x838 does the same.
+pub fn timer_mmio() -> Option<*mut u32> {
+    match REGISTERS.load(Ordering::Relaxed) {
+        0 => None,
+        base => Some((base + u64::from(register::TIMER_INITIAL)) as *mut u32),
+    }
+}
+
+/// Acknowledges the interrupt in service.
+#[inline]
+pub fn eoi() {
+    write(register::EOI, 0);
+}
+
+/// This processor's APIC identifier.
+pub fn id() -> u32 {
+    let id = read(register::ID);
+    if REGISTERS.load(Ordering::Relaxed) == 0 {
+        id
+    } else {
+        id >> 24
+    }
+}
+
+/// Version register.
+pub fn version() -> u8 {
+    read(register::VERSION) as u8
+}
+
+/// Reads and clears the error status.
+pub fn error_status() -> u32 {
+    write(register::ERROR_STATUS, 0);
+    read(register::ERROR_STATUS)
+}

@@ -1,2 +1,0 @@
-//! The bare-metal hypervisor.
-#![no_std]
