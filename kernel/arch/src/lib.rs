@@ -10,7 +10,11 @@
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod ept;
 pub mod event;
 pub mod flags;
 pub mod msr;
+pub mod npt;
 pub mod regs;
+pub mod svm;
+pub mod vmx;
