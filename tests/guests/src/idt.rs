@@ -86,6 +86,7 @@ pub const USER_GATE: u64 = 0xee;
 global_asm!(
     ".text",
     ".balign 16",
+    ".global interrupt_stubs, guarded_call, guarded_return",
     "interrupt_stubs:",
     ".set stub_vector, 0",
     ".rept 256",
@@ -217,6 +218,12 @@ pub fn last() -> Option<Fault> {
     unsafe { LAST.get().read_volatile() }
 }
 
+/// Makes [`last`] return nothing: the fault was handled.
+pub fn forget() {
+    // SAFETY: one processor, no reference is held.
+    unsafe { LAST.get().write_volatile(None) };
+}
+
 /// Runs `code`; the first fault without a hook abandons it and is returned. `code` must not own
 /// anything that needs dropping.
 pub fn catch<F: FnMut()>(mut code: F) -> Option<Fault> {
@@ -224,8 +231,7 @@ pub fn catch<F: FnMut()>(mut code: F) -> Option<Fault> {
         // SAFETY: `catch` passes a pointer to its own `F`.
         unsafe { (*code.cast::<F>())() }
     }
-    // SAFETY: no handler runs here.
-    unsafe { LAST.get().write_volatile(None) };
+    forget();
     // SAFETY: `guarded_call` keeps the callee-saved registers, also when the code is abandoned.
     unsafe { guarded_call(call::<F>, (&raw mut code).cast()) };
     last()

@@ -25,6 +25,7 @@ pub mod paging;
 pub mod racy;
 pub mod random;
 pub mod scratch;
+pub mod state;
 
 use core::panic::PanicInfo;
 

@@ -21,6 +21,11 @@ impl<T> Racy<T> {
         self.0.get()
     }
 
+    /// Where the value lies, as a pointer to something else.
+    pub const fn address_as<U>(&self) -> *mut U {
+        self.0.get().cast()
+    }
+
     /// Its address, which is physical as well.
     pub fn address(&self) -> u64 {
         self.0.get() as u64
