@@ -168,4 +168,6 @@ pub(crate) fn load() {
         (*TASK.get()).ist[0] = IST1_STACK.address() + EXTRA_STACK as u64;
     }
     load_task();
+    // SAFETY: no local descriptor table; the one after reset lies at address 0.
+    unsafe { asm!("lldt {:x}", in(reg) 0_u16, options(nostack, preserves_flags)) };
 }
