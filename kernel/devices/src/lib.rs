@@ -1,4 +1,22 @@
 //! The guest's chips as register machines: `(now, access)` in, effects out.
+//!
+//! A device knows neither the log nor the processor nor the host. Time is an argument: the number of
+//! guest instructions retired, or guest time that entered through the door.
 
 #![no_std]
 #![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod debug_console;
+pub mod test_device;
+
+/// All ones in the low `size` bytes (1, 2, 4 or 8): what a bus returns where nothing answers.
+#[must_use]
+pub const fn all_ones(size: u8) -> u64 {
+    if size >= 8 {
+        u64::MAX
+    } else {
+        (1 << (8 * size)) - 1
+    }
+}

@@ -279,7 +279,8 @@ pub trait Vcpu {
     fn counter(&self) -> CounterKind;
 
     /// Steps over the instruction of the last exit and counts it: RIP moves behind it, interrupt shadows
-    /// end, RF is cleared.
+    /// end, RF is cleared. Works also if handling the exit has changed the mode or the mapping of the code
+    /// (MOV to CR0, WRMSR to EFER): the length is that of the instruction as the processor executed it.
     fn advance(&mut self, memory: &Self::Memory);
 
     /// Steps over an instruction of known `length` in bytes; otherwise as [`Vcpu::advance`]. For instructions

@@ -8,12 +8,23 @@
 
 extern crate alloc;
 
+pub mod board;
 pub mod code;
 pub mod config;
 pub mod container;
 pub mod cpu;
+pub mod emulate;
+pub mod host;
+pub mod load;
+pub mod machine;
 pub mod memory;
+pub mod nondet;
+pub mod profile;
+pub mod stats;
 pub mod walk;
+
+mod exits;
+mod run;
 
 #[cfg(test)]
 mod testing;

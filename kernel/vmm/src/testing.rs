@@ -1,11 +1,22 @@
-//! What the unit tests of this crate share: RAM in a vector and ready-made control registers.
+//! What the unit tests of this crate share: RAM in a vector, a host without surprises, a processor that
+//! follows a script.
 
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use arch::addr::Gpa;
-use arch::regs::{ControlRegisters, Cr0, Cr4, Efer, Xcr0};
+use arch::addr::{Gpa, Gva};
+use arch::event::{Event, Merged, merge};
+use arch::regs::{
+    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, Efer, Gprs, Rflags, Segment, SegmentName,
+    Shadow, SystemMsrs, Xcr0,
+};
 
+use crate::code::{CodeContext, decode, fetch};
+use crate::cpu::{CounterKind, Exit, HostLocalCounts, Icount, Vcpu, Window};
+use crate::host::Host;
 use crate::memory::{GuestMemory, NotRam};
 
 /// RAM from address 0 up.
@@ -80,5 +91,208 @@ pub fn control_protected() -> ControlRegisters {
         efer: Efer::empty(),
         xcr0: Xcr0::X87,
         pdptes: [0; 4],
+    }
+}
+
+/// A host whose time and randomness the test sets.
+#[derive(Default)]
+pub struct TestHost {
+    pub now_ns: u64,
+    pub random: u64,
+    pub lines: Vec<String>,
+}
+
+impl Host for TestHost {
+    fn now_ns(&mut self) -> u64 {
+        self.now_ns
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random
+    }
+
+    fn console_line(&mut self, guest: &str, line: &[u8]) {
+        self.lines
+            .push(format!("{guest}| {}", String::from_utf8_lossy(line)));
+    }
+}
+
+/// What a scripted processor does at one call of `run`: retire instructions, then exit.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub retired: u64,
+    pub exit: Exit,
+}
+
+/// A processor that follows a script. It stops at `until` like a real one.
+pub struct ScriptedVcpu {
+    pub state: CpuState,
+    pub script: VecDeque<Step>,
+    /// Events in the order in which they were delivered, with the point.
+    pub delivered: Vec<(u64, Event)>,
+    pub wanted: Vec<Window>,
+    pub invalidated: Vec<Gva>,
+    /// Bytes of the instruction of the last exit, as long as there is one at RIP.
+    length: Option<u8>,
+}
+
+impl ScriptedVcpu {
+    pub fn new(state: CpuState, script: &[Step]) -> Self {
+        Self {
+            state,
+            script: script.iter().copied().collect(),
+            delivered: Vec::new(),
+            wanted: Vec::new(),
+            invalidated: Vec::new(),
+            length: None,
+        }
+    }
+}
+
+impl Vcpu for ScriptedVcpu {
+    type Memory = Ram;
+
+    fn run(&mut self, memory: &mut Ram, until: Icount, _: u64) -> Exit {
+        if let Some(event) = self.state.pending.take() {
+            self.delivered.push((self.state.icount, event));
+        }
+        if let Some(window) = self.wanted.iter().copied().find(|w| self.can_take(*w)) {
+            assert!(self.wanted.contains(&window));
+            return Exit::Window;
+        }
+        let Some(step) = self.script.front_mut() else {
+            return Exit::HostWork;
+        };
+        let allowed = until.0.saturating_sub(self.state.icount);
+        if step.retired > allowed {
+            step.retired -= allowed;
+            self.state.icount += allowed;
+            return Exit::Landed;
+        }
+        self.state.icount += step.retired;
+        let exit = step.exit;
+        self.script.pop_front();
+        // Measured at the exit, as backends do: handling it may change where the code is mapped.
+        let context = CodeContext {
+            control: &self.state.control,
+            cs: &self.state.segments[SegmentName::Cs],
+            cpl: 0,
+            rip: self.state.rip,
+        };
+        let instruction = fetch(memory, &context).and_then(|code| decode(&code, &context));
+        self.length = instruction.ok().map(|i| i.len() as u8);
+        exit
+    }
+
+    fn icount(&self) -> Icount {
+        Icount(self.state.icount)
+    }
+
+    fn counter(&self) -> CounterKind {
+        CounterKind::Tsc
+    }
+
+    fn advance(&mut self, _: &Ram) {
+        let length = self.length.expect("an instruction at the exit");
+        self.advance_by(length);
+    }
+
+    fn advance_by(&mut self, length: u8) {
+        self.state.rip = self.state.rip.wrapping_add(u64::from(length));
+        self.state.icount += 1;
+        self.state.shadow &= Shadow::NMI;
+        self.state.rflags -= Rflags::RF;
+    }
+
+    fn inject(&mut self, event: Event) -> bool {
+        match self.state.pending {
+            None => self.state.pending = Some(event),
+            Some(first) => match merge(first, event) {
+                Merged::Deliver(event) => self.state.pending = Some(event),
+                Merged::TripleFault => return false,
+            },
+        }
+        true
+    }
+
+    fn pending(&self) -> Option<Event> {
+        self.state.pending
+    }
+
+    fn can_take(&self, window: Window) -> bool {
+        let shadow = self.state.shadow;
+        self.state.pending.is_none()
+            && match window {
+                Window::Interrupt => {
+                    self.state.rflags.contains(Rflags::IF)
+                        && !shadow.intersects(Shadow::STI | Shadow::MOV_SS)
+                }
+                Window::Nmi => !shadow.intersects(Shadow::NMI | Shadow::MOV_SS),
+            }
+    }
+
+    fn request_window(&mut self, window: Window, wanted: bool) {
+        self.wanted.retain(|w| *w != window);
+        if wanted {
+            self.wanted.push(window);
+        }
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.state.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.state.gprs
+    }
+    fn rip(&self) -> u64 {
+        self.state.rip
+    }
+    fn set_rip(&mut self, rip: u64) {
+        self.state.rip = rip;
+    }
+    fn rflags(&self) -> Rflags {
+        self.state.rflags
+    }
+    fn set_rflags(&mut self, rflags: Rflags) {
+        self.state.rflags = rflags;
+    }
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.state.segments[name]
+    }
+    fn control(&self) -> ControlRegisters {
+        self.state.control
+    }
+    fn set_control(&mut self, control: &ControlRegisters) {
+        self.state.control = *control;
+    }
+    fn debug(&self) -> DebugRegisters {
+        self.state.debug
+    }
+    fn set_debug(&mut self, debug: &DebugRegisters) {
+        self.state.debug = *debug;
+    }
+    fn msrs(&self) -> SystemMsrs {
+        self.state.msrs
+    }
+    fn set_msrs(&mut self, msrs: &SystemMsrs) {
+        self.state.msrs = *msrs;
+    }
+    fn set_segment_base(&mut self, name: SegmentName, base: u64) {
+        self.state.segments[name].base = base;
+    }
+    fn invalidate_page(&mut self, gva: Gva) {
+        self.invalidated.push(gva);
+    }
+    fn save(&mut self) -> CpuState {
+        self.state
+    }
+    fn restore(&mut self, state: &CpuState) {
+        self.state = *state;
+    }
+    fn host_local(&self) -> HostLocalCounts {
+        HostLocalCounts::default()
+    }
+    fn dump(&self, out: &mut dyn core::fmt::Write) -> core::fmt::Result {
+        out.write_str("scripted")
     }
 }

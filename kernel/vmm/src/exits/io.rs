@@ -1,0 +1,65 @@
+//! Ports and device memory.
+
+use arch::event::Event;
+use arch::regs::Gpr;
+
+use super::Next;
+use crate::cpu::{NestedFault, PortAccess, Vcpu};
+use crate::emulate::{Bus, Outcome, execute, write_sized};
+use crate::host::Host;
+use crate::machine::{Machine, Stop};
+
+pub(crate) fn port<V: Vcpu>(
+    machine: &mut Machine<V>,
+    host: &mut impl Host,
+    access: PortAccess,
+) -> Next {
+    if access.string {
+        return emulate(machine, host);
+    }
+    let now = machine.vcpu.icount().after(1);
+    let mut bus = machine.board.bus(host, now);
+    if access.write {
+        let value = machine.vcpu.gprs()[Gpr::Rax] as u32;
+        bus.write_port(access.port, access.size, value);
+    } else {
+        let value = u64::from(bus.read_port(access.port, access.size));
+        write_sized(machine.vcpu.gprs_mut(), Gpr::Rax, access.size, value);
+    }
+    Next::Retire
+}
+
+/// An access to what is not RAM. Backends resolve first touches of RAM themselves.
+pub(crate) fn nested_fault<V: Vcpu>(
+    machine: &mut Machine<V>,
+    host: &mut impl Host,
+    fault: NestedFault,
+) -> Next {
+    if fault.in_page_walk {
+        return Next::Stop(Stop::TableNotInRam(fault.gpa));
+    }
+    if fault.execute {
+        // Nothing answers the fetch: it reads ones, which are no instruction.
+        return Next::Inject(Event::undefined_opcode());
+    }
+    emulate(machine, host)
+}
+
+fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
+    let now = machine.vcpu.icount().after(1);
+    let mut bus = machine.board.bus(host, now);
+    match execute(&mut machine.vcpu, &mut machine.memory, &mut bus) {
+        Outcome::Done(length) => Next::RetireBytes(length),
+        Outcome::Unfinished => Next::Stay,
+        Outcome::Fault(event, cr2) => {
+            if let Some(cr2) = cr2 {
+                let mut control = machine.vcpu.control();
+                control.cr2 = cr2;
+                machine.vcpu.set_control(&control);
+            }
+            Next::Inject(event)
+        }
+        Outcome::Unsupported { bytes } => Next::Stop(Stop::NotEmulated(bytes)),
+        Outcome::TableNotInRam(gpa) => Next::Stop(Stop::TableNotInRam(gpa)),
+    }
+}

@@ -1,0 +1,137 @@
+//! Starting a guest: its image goes into RAM, and the state its processor starts in comes out.
+
+mod elf32;
+mod flat;
+mod multiboot;
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use core::fmt;
+
+use arch::addr::Gpa;
+use arch::regs::CpuState;
+
+use crate::config::Image;
+use crate::memory::{GuestMemory, NotRam};
+
+/// The files of the guest archive.
+pub trait GuestFiles {
+    /// The contents of a file.
+    fn file(&self, name: &str) -> Option<&[u8]>;
+}
+
+/// Why a guest could not be loaded; `file` is the culprit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadError {
+    /// The file of the guest archive.
+    pub file: String,
+    /// What is wrong with it.
+    pub cause: Cause,
+}
+
+/// What is wrong with a guest's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It is not in the archive.
+    Missing,
+    /// It is empty.
+    Empty,
+    /// No Multiboot 1 header with a right checksum in the first 8 KiB.
+    NoMultibootHeader,
+    /// The header requires something that is not offered (flag bits).
+    Required(u32),
+    /// Not a little-endian ELF32 executable for the 386.
+    NotElf32,
+    /// The file ends before something its headers promise.
+    Truncated,
+    /// Load addresses that contradict each other.
+    Contradictory,
+    /// A part of it would lie outside of guest RAM.
+    DoesNotFit {
+        /// First byte behind the part.
+        end: u64,
+        /// Bytes of guest RAM.
+        memory: u64,
+    },
+    /// The entry point lies outside of what was loaded.
+    BadEntry(u32),
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest file {:?}: ", self.file)?;
+        match self.cause {
+            Cause::Missing => f.write_str("not in the guest archive"),
+            Cause::Empty => f.write_str("is empty"),
+            Cause::NoMultibootHeader => f.write_str("has no Multiboot 1 header in its first 8 KiB"),
+            Cause::Required(flags) => {
+                write!(
+                    f,
+                    "its Multiboot header requires what is not offered (flags {flags:#x})"
+                )
+            }
+            Cause::NotElf32 => f.write_str("is not a 32-bit x86 ELF executable"),
+            Cause::Truncated => f.write_str("is truncated"),
+            Cause::Contradictory => f.write_str("its load addresses contradict each other"),
+            Cause::DoesNotFit { end, memory } => {
+                write!(f, "would end at {end:#x}, guest RAM ends at {memory:#x}")
+            }
+            Cause::BadEntry(entry) => write!(f, "its entry point {entry:#x} is not in it"),
+        }
+    }
+}
+
+impl core::error::Error for LoadError {}
+
+/// Loads `image` into `memory`, which is zero, and returns the state the guest starts in.
+///
+/// # Errors
+///
+/// The file that is missing or wrong.
+pub fn load<M: GuestMemory>(
+    image: &Image,
+    files: &impl GuestFiles,
+    memory: &mut M,
+) -> Result<CpuState, LoadError> {
+    match image {
+        Image::Flat {
+            kernel,
+            load_address,
+        } => {
+            let bytes = find(files, kernel)?;
+            flat::load(bytes, *load_address, memory).map_err(|cause| named(kernel, cause))
+        }
+        Image::Multiboot {
+            kernel,
+            cmdline,
+            modules,
+        } => multiboot::load(kernel, cmdline, modules, files, memory),
+    }
+}
+
+fn named(file: &str, cause: Cause) -> LoadError {
+    LoadError {
+        file: file.to_owned(),
+        cause,
+    }
+}
+
+fn find<'a>(files: &'a impl GuestFiles, name: &str) -> Result<&'a [u8], LoadError> {
+    match files.file(name) {
+        None => Err(named(name, Cause::Missing)),
+        Some([]) => Err(named(name, Cause::Empty)),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+/// Writes to guest RAM, or says what does not fit.
+fn place<M: GuestMemory>(memory: &mut M, at: u64, bytes: &[u8]) -> Result<(), Cause> {
+    let end = at.saturating_add(bytes.len() as u64);
+    let does_not_fit = Cause::DoesNotFit {
+        end,
+        memory: memory.size(),
+    };
+    memory
+        .write(Gpa(at), bytes)
+        .map_err(|NotRam(_)| does_not_fit)
+}

@@ -1,0 +1,176 @@
+//! One guest machine: processor, memory, devices, and what became of it.
+
+use alloc::string::String;
+use core::fmt;
+
+use arch::addr::Gpa;
+
+use crate::board::Board;
+use crate::code::MAX_INSTRUCTION;
+use crate::cpu::{Icount, Vcpu};
+use crate::nondet::Door;
+use crate::profile::Profile;
+use crate::stats::ExitStatistics;
+
+/// Why a guest does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It ended itself through the exit port.
+    ExitStatus(u32),
+    /// It executed HLT and nothing can wake it.
+    Halted,
+    /// Its processor shut down.
+    TripleFault,
+    /// It executed as many instructions as its configuration allows.
+    InstructionLimit,
+    /// It executed an instruction on a device that is not emulated.
+    NotEmulated([u8; MAX_INSTRUCTION]),
+    /// Its page tables lie outside of RAM.
+    TableNotInRam(Gpa),
+    /// It switched tasks by hardware, which is not offered.
+    TaskSwitch {
+        /// Selector of the new TSS.
+        selector: u16,
+    },
+    /// The processor refused its state: the failed check.
+    EntryRefused(&'static str),
+    /// The processor left it for a reason that no code expects.
+    Unexpected {
+        /// The vendor's exit code.
+        code: u64,
+        /// The vendor's qualification.
+        qualification: u64,
+    },
+}
+
+impl Stop {
+    /// Whether the guest ended as it wanted to.
+    #[must_use]
+    pub const fn is_success(&self) -> bool {
+        matches!(self, Stop::ExitStatus(0))
+    }
+
+    /// Whether a dump of the machine helps to understand it.
+    #[must_use]
+    pub const fn wants_dump(&self) -> bool {
+        !matches!(
+            self,
+            Stop::ExitStatus(_) | Stop::Halted | Stop::InstructionLimit
+        )
+    }
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::ExitStatus(status) => write!(f, "exit status {status}"),
+            Stop::Halted => f.write_str("halted"),
+            Stop::TripleFault => f.write_str("triple fault"),
+            Stop::InstructionLimit => f.write_str("instruction limit"),
+            Stop::NotEmulated(bytes) => {
+                write!(f, "error: instruction on a device is not emulated:")?;
+                bytes.iter().try_for_each(|b| write!(f, " {b:02x}"))
+            }
+            Stop::TableNotInRam(gpa) => {
+                write!(
+                    f,
+                    "error: page tables outside of RAM at guest physical {:#x}",
+                    gpa.0
+                )
+            }
+            Stop::TaskSwitch { selector } => {
+                write!(
+                    f,
+                    "error: hardware task switch to selector {selector:#x} is not offered"
+                )
+            }
+            Stop::EntryRefused(check) => write!(f, "error: processor state refused: {check}"),
+            Stop::Unexpected {
+                code,
+                qualification,
+            } => {
+                write!(
+                    f,
+                    "error: unexpected exit {code:#x}, qualification {qualification:#x}"
+                )
+            }
+        }
+    }
+}
+
+/// A guest machine.
+pub struct Machine<V: Vcpu> {
+    /// Its name in the configuration.
+    pub name: String,
+    pub(crate) vcpu: V,
+    pub(crate) memory: V::Memory,
+    pub(crate) board: Board,
+    pub(crate) door: Door,
+    pub(crate) profile: Profile,
+    pub(crate) stats: ExitStatistics,
+    pub(crate) stop: Option<Stop>,
+    /// Waiting in HLT.
+    pub(crate) halted: bool,
+    /// CR8: interrupts of this priority class and below wait.
+    pub(crate) task_priority: u8,
+    /// TSC_AUX, which only RDTSCP shows: it exits, so the register need not be in the processor.
+    pub(crate) tsc_aux: u32,
+    pub(crate) limit: Icount,
+    /// Unknown MSRs touched.
+    pub(crate) unknown_msrs: u64,
+}
+
+impl<V: Vcpu> Machine<V> {
+    /// A machine whose processor and memory are as the loader left them.
+    #[must_use]
+    pub fn new(
+        name: String,
+        vcpu: V,
+        memory: V::Memory,
+        profile: Profile,
+        test_devices: bool,
+        instruction_limit: Option<u64>,
+    ) -> Self {
+        let board = Board::new(name.clone(), test_devices);
+        let limit = instruction_limit.map_or(Icount::NEVER, |n| vcpu.icount().after(n));
+        Self {
+            name,
+            vcpu,
+            memory,
+            board,
+            door: Door::default(),
+            profile,
+            stats: ExitStatistics::default(),
+            stop: None,
+            halted: false,
+            task_priority: 0,
+            tsc_aux: 0,
+            limit,
+            unknown_msrs: 0,
+        }
+    }
+
+    /// What became of it, once it has stopped.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stop> {
+        self.stop
+    }
+
+    /// Exits so far.
+    #[must_use]
+    pub fn statistics(&self) -> &ExitStatistics {
+        &self.stats
+    }
+
+    /// Its processor.
+    #[must_use]
+    pub fn vcpu(&mut self) -> &mut V {
+        &mut self.vcpu
+    }
+
+    /// Takes the machine apart, so that its memory can be given back.
+    #[must_use]
+    pub fn into_parts(self) -> (V, V::Memory) {
+        (self.vcpu, self.memory)
+    }
+}
