@@ -13,6 +13,7 @@ pub mod code;
 pub mod config;
 pub mod container;
 pub mod cpu;
+pub mod digest;
 pub mod emulate;
 pub mod host;
 pub mod load;
@@ -20,6 +21,8 @@ pub mod machine;
 pub mod memory;
 pub mod nondet;
 pub mod profile;
+pub mod report;
+pub mod selftest;
 pub mod stats;
 pub mod walk;
 

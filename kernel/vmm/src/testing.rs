@@ -124,6 +124,19 @@ pub struct Step {
     pub exit: Exit,
 }
 
+/// What is wrong with a scripted processor's counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CounterFault {
+    #[default]
+    None,
+    /// Counts one too many at each entry.
+    OnePerEntry,
+    /// Executes one instruction more than asked for at a landing, uncounted.
+    LandsLate,
+    /// Executes two instructions more than asked for at a landing.
+    Overshoots,
+}
+
 /// A processor that follows a script. It stops at `until` like a real one.
 pub struct ScriptedVcpu {
     pub state: CpuState,
@@ -132,6 +145,11 @@ pub struct ScriptedVcpu {
     pub delivered: Vec<(u64, Event)>,
     pub wanted: Vec<Window>,
     pub invalidated: Vec<Gva>,
+    /// Scripts that `restore` begins: the last first, down to one that stays.
+    pub programs: Vec<Vec<Step>>,
+    pub fault: CounterFault,
+    /// `restore` switches interrupts on: there is no STI in a script.
+    pub interrupts_on: bool,
     /// Bytes of the instruction of the last exit, as long as there is one at RIP.
     length: Option<u8>,
 }
@@ -144,6 +162,9 @@ impl ScriptedVcpu {
             delivered: Vec::new(),
             wanted: Vec::new(),
             invalidated: Vec::new(),
+            programs: Vec::new(),
+            fault: CounterFault::None,
+            interrupts_on: false,
             length: None,
         }
     }
@@ -165,11 +186,17 @@ impl Vcpu for ScriptedVcpu {
         };
         let allowed = until.0.saturating_sub(self.state.icount);
         if step.retired > allowed {
-            step.retired -= allowed;
-            self.state.icount += allowed;
+            let (executed, counted) = match self.fault {
+                CounterFault::None => (allowed, allowed),
+                CounterFault::OnePerEntry => (allowed, allowed + 1),
+                CounterFault::LandsLate => (allowed + 1, allowed),
+                CounterFault::Overshoots => (allowed + 2, allowed + 2),
+            };
+            step.retired = step.retired.saturating_sub(executed);
+            self.state.icount += counted;
             return Exit::Landed;
         }
-        self.state.icount += step.retired;
+        self.state.icount += step.retired + u64::from(self.fault == CounterFault::OnePerEntry);
         let exit = step.exit;
         self.script.pop_front();
         // Measured at the exit, as backends do: handling it may change where the code is mapped.
@@ -288,6 +315,13 @@ impl Vcpu for ScriptedVcpu {
     }
     fn restore(&mut self, state: &CpuState) {
         self.state = *state;
+        let program = if self.programs.len() > 1 {
+            self.programs.pop()
+        } else {
+            self.programs.first().cloned()
+        };
+        self.script = program.unwrap_or_default().into();
+        self.state.rflags.set(Rflags::IF, self.interrupts_on);
     }
     fn host_local(&self) -> HostLocalCounts {
         HostLocalCounts::default()
