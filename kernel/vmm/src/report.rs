@@ -48,7 +48,7 @@ impl<V: Vcpu> fmt::Display for Dump<'_, V> {
         let gprs = vcpu.gprs();
         for row in Gpr::ALL.chunks(4) {
             for gpr in row {
-                write!(f, "{:<4}{:016x} ", format_args!("{gpr:?}"), gprs[*gpr])?;
+                write!(f, "{gpr:?} {:016x} ", gprs[*gpr])?;
             }
             writeln!(f)?;
         }
