@@ -2,7 +2,7 @@
 //! a few more for combinations that VMRUN lets pass but that are no state of the architecture.
 
 use super::vmcb::Vmcb;
-use crate::event::vector;
+use crate::event::{Event, EventKind, vector};
 use crate::regs::{Cr0, Cr4, Efer, Rflags};
 
 /// What the checks need to know of the processor.
@@ -28,7 +28,6 @@ pub fn check(vmcb: &Vmcb, processor: &Processor) -> Option<&'static str> {
         .or_else(|| registers(vmcb, processor))
         .or_else(|| modes(vmcb))
         .or_else(|| memory_types(vmcb.save.pat))
-        .or_else(|| injection(vmcb))
 }
 
 fn control_area(vmcb: &Vmcb, processor: &Processor) -> Option<&'static str> {
@@ -113,19 +112,14 @@ fn memory_types(pat: u64) -> Option<&'static str> {
     (!valid).then_some("APM 2 15.25.4: a field of the guest's PAT holds no memory type")
 }
 
-fn injection(vmcb: &Vmcb) -> Option<&'static str> {
-    let event = vmcb.control.event_injection;
-    if event & 1 << 31 == 0 {
-        return None;
-    }
-    let number = event as u8;
-    match event >> 8 & 7 {
-        0 | 2 | 4 => None,
-        3 if number == vector::NMI || number >= 31 => {
+/// Names what makes VMRUN refuse to inject `event` (APM 2 15.20).
+#[must_use]
+pub const fn check_event(event: Event) -> Option<&'static str> {
+    match event.kind {
+        EventKind::Exception if event.vector == vector::NMI || event.vector >= 31 => {
             Some("APM 2 15.20: the injected exception has a vector that is no exception")
         }
-        3 => None,
-        _ => Some("APM 2 15.20: the injected event has a reserved type"),
+        _ => None,
     }
 }
 
@@ -227,14 +221,10 @@ mod tests {
     fn memory_types_and_injection_are_checked() {
         assert!(reason(|v| v.save.pat = 2).contains("PAT"));
         assert_eq!(reason(|v| v.save.pat = 0x0007_0605_0401_0007), "nothing");
-        assert!(reason(|v| v.control.event_injection = 0x8000_0302).contains("no exception"));
-        assert!(reason(|v| v.control.event_injection = 0x8000_031f).contains("no exception"));
-        assert!(reason(|v| v.control.event_injection = 0x8000_0101).contains("reserved type"));
-        assert_eq!(
-            reason(|v| v.control.event_injection = 0x8000_030d),
-            "nothing"
-        );
-        // Not valid: whatever it says.
-        assert_eq!(reason(|v| v.control.event_injection = 0x0302), "nothing");
+        let refused = |number| check_event(Event::exception(number)).is_some();
+        assert!(refused(vector::NMI) && refused(31) && refused(0xff));
+        assert!(!refused(vector::DE) && !refused(30));
+        assert_eq!(check_event(Event::interrupt(0xff)), None);
+        assert_eq!(check_event(Event::nmi()), None);
     }
 }

@@ -176,7 +176,6 @@ pub struct SaveArea {
     pub last_branch_to: u64,
     pub last_exception_from: u64,
     pub last_exception_to: u64,
-    pub reserved_298: [u8; 0x968],
 }
 
 /// The whole control block: one page.
@@ -187,6 +186,8 @@ pub struct Vmcb {
     pub control: ControlArea,
     /// The guest's registers.
     pub save: SaveArea,
+    /// Not used by any version that Duet knows.
+    pub reserved_698: [u8; 0x968],
 }
 
 impl Vmcb {
@@ -282,15 +283,15 @@ impl Vmcb {
                 last_branch_to: 0,
                 last_exception_from: 0,
                 last_exception_to: 0,
-                reserved_298: [0; 0x968],
             },
+            reserved_698: [0; 0x968],
         }
     }
 }
 
 const _: () = assert!(size_of::<VmcbSegment>() == 16);
 const _: () = assert!(size_of::<ControlArea>() == 0x400);
-const _: () = assert!(size_of::<SaveArea>() == 0xc00);
+const _: () = assert!(size_of::<SaveArea>() == 0x298);
 const _: () = assert!(size_of::<Vmcb>() == 0x1000);
 const _: () = assert!(offset_of!(ControlArea, pause_filter_threshold) == 0x3c);
 const _: () = assert!(offset_of!(ControlArea, io_permission_map) == 0x40);

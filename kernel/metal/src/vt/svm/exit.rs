@@ -1,0 +1,317 @@
+//! From SVM exit codes to the exits of the seam.
+
+use arch::addr::Gpa;
+use arch::event::{Event, EventKind, vector};
+use arch::regs::Cr0;
+use arch::svm::capability::SvmFeatures;
+use arch::svm::control::{CleanBits, InterruptState};
+use arch::svm::exit::{ExitCode, IoInfo, NptFault, mov_cr_register, mov_dr_register};
+use iced_x86::Mnemonic;
+use vmm::cpu::{CounterKind, Exit, NestedFault, PortAccess, Window};
+
+use super::code::general_register;
+use super::vcpu::Vcpu;
+use crate::guest_ram::GuestRam;
+
+/// What to do about an exit.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Return it.
+    Surface(Exit),
+    /// It is dealt with: enter again.
+    Again,
+    /// The timer or another host interrupt: it has been taken by now.
+    Interrupted,
+}
+
+/// DR6 without any cause (APM 2 13.1.1.3). The block holds this while the guest runs, so that what is set behind
+/// a #DB exit is what that exception adds; the guest's own DR6 is kept apart.
+pub(super) const DR6_NEUTRAL: u64 = 0xffff_0ff0;
+/// B0 … B3, BD, BS, BT.
+const DR6_CAUSES: u64 = 0xe00f;
+
+const CPUID: [u8; 2] = [0x0f, 0xa2];
+const RDTSC: [u8; 2] = [0x0f, 0x31];
+const RDMSR: [u8; 2] = [0x0f, 0x32];
+const WRMSR: [u8; 2] = [0x0f, 0x30];
+const RDPMC: [u8; 2] = [0x0f, 0x33];
+const HLT: u8 = 0xf4;
+
+impl Vcpu {
+    /// Decodes the last exit.
+    #[inline]
+    pub(super) fn dispatch(&mut self, memory: &mut GuestRam) -> Next {
+        let control = &self.vmcb.control;
+        let code = ExitCode::from_field(control.exit_code);
+        let info_1 = control.exit_info_1;
+        Next::Surface(match code {
+            ExitCode::CPUID => Exit::Cpuid,
+            ExitCode::RDTSC => self.time_stamp(memory),
+            ExitCode::MSR if info_1 & 1 == 0 => Exit::ReadMsr,
+            ExitCode::MSR => Exit::WriteMsr,
+            ExitCode::IOIO => self.port(info_1),
+            ExitCode::NESTED_PAGE_FAULT => return self.nested_fault(memory),
+            ExitCode::HLT => Exit::Hlt,
+            ExitCode::INTR | ExitCode::NMI => return Next::Interrupted,
+            _ => return self.dispatch_rare(memory, code, info_1),
+        })
+    }
+
+    #[cold]
+    fn dispatch_rare(&mut self, memory: &GuestRam, code: ExitCode, info_1: u64) -> Next {
+        Next::Surface(match code {
+            ExitCode::VINTR if self.is_open(Window::Interrupt) => Exit::Window,
+            ExitCode::VINTR => return Next::Again,
+            ExitCode::IRET => {
+                self.iret();
+                return Next::Again;
+            }
+            ExitCode::RDTSCP => Exit::Rdtscp,
+            ExitCode::RDPMC => Exit::Rdpmc,
+            ExitCode::INVD | ExitCode::WBINVD => Exit::Wbinvd,
+            ExitCode::MONITOR => Exit::Monitor,
+            ExitCode::MWAIT | ExitCode::MWAIT_ARMED => Exit::Mwait,
+            ExitCode::XSETBV => Exit::Xsetbv,
+            ExitCode::VMMCALL => Exit::Hypercall,
+            ExitCode::RSM
+            | ExitCode::INVLPGA
+            | ExitCode::VMRUN
+            | ExitCode::VMLOAD
+            | ExitCode::VMSAVE
+            | ExitCode::STGI
+            | ExitCode::CLGI
+            | ExitCode::SKINIT
+            | ExitCode::RDPRU
+            | ExitCode::INVLPGB
+            | ExitCode::ILLEGAL_INVLPGB
+            | ExitCode::INVPCID
+            | ExitCode::MCOMMIT
+            | ExitCode::TLBSYNC => Exit::NoSuchInstruction,
+            ExitCode::TASK_SWITCH => Exit::TaskSwitch {
+                selector: info_1 as u16,
+            },
+            ExitCode::SHUTDOWN => Exit::TripleFault,
+            ExitCode::INVALID => Exit::EntryRefused {
+                reason: self.refused(),
+            },
+            ExitCode::CR0_SELECTIVE_WRITE => self.cr_write(memory, 0, None),
+            ExitCode(number @ 0x00..=0x0f) => self.cr_read(memory, number as u8),
+            ExitCode(number @ 0x10..=0x1f) => {
+                self.cr_write(memory, number as u8 & 15, mov_cr_register(info_1))
+            }
+            ExitCode(number @ 0x20..=0x3f) => self.dr_access(memory, number as u8),
+            ExitCode(number @ 0x40..=0x5f) => self.exception(number as u8 & 31),
+            _ => self.unexpected(),
+        })
+    }
+
+    fn unexpected(&self) -> Exit {
+        Exit::Unexpected {
+            code: self.vmcb.control.exit_code,
+            qualification: self.vmcb.control.exit_info_1,
+        }
+    }
+
+    /// QEMU reports RDTSCP as RDTSC, and has counted it.
+    #[inline]
+    fn time_stamp(&mut self, memory: &GuestRam) -> Exit {
+        let emulated = self.counting.kind() == CounterKind::Tsc;
+        if !emulated || self.is_at_rip(memory, RDTSC) {
+            return Exit::Rdtsc;
+        }
+        match self.instruction(memory).map(|i| i.mnemonic()) {
+            Some(Mnemonic::Rdtscp) => {
+                self.icount = self.icount.wrapping_sub(1);
+                Exit::Rdtscp
+            }
+            _ => Exit::Rdtsc,
+        }
+    }
+
+    #[inline]
+    fn port(&mut self, info_1: u64) -> Exit {
+        let info = IoInfo::decode(info_1);
+        let length = self
+            .vmcb
+            .control
+            .exit_info_2
+            .wrapping_sub(self.vmcb.save.rip);
+        if matches!(length, 1..=15) {
+            self.length = length as u8;
+        }
+        Exit::Port(PortAccess {
+            port: info.port,
+            size: info.size,
+            write: !info.input,
+            string: info.string,
+        })
+    }
+
+    /// Maps RAM that the guest touches for the first time.
+    #[inline]
+    fn nested_fault(&mut self, memory: &mut GuestRam) -> Next {
+        let gpa = Gpa(self.vmcb.control.exit_info_2);
+        let fault = NptFault::decode(self.vmcb.control.exit_info_1);
+        let Some(frame) = memory.host_frame(gpa) else {
+            return Next::Surface(Exit::NestedFault(NestedFault {
+                gpa,
+                write: fault.write,
+                execute: fault.execute,
+                in_page_walk: fault.in_page_walk,
+            }));
+        };
+        // All RAM is mapped with all rights, so a fault on what is present means broken tables.
+        if fault.present || self.nested.map_large(gpa, frame).is_err() {
+            return Next::Surface(self.unexpected());
+        }
+        memory.mark_touched(gpa);
+        self.counts.ram_faults = self.counts.ram_faults.wrapping_add(1);
+        Next::Again
+    }
+
+    fn cr_read(&mut self, memory: &GuestRam, cr: u8) -> Exit {
+        let register = mov_cr_register(self.vmcb.control.exit_info_1).or_else(|| {
+            let instruction = self.instruction(memory)?;
+            self.length = instruction.len() as u8;
+            general_register(instruction.op_register(0))
+        });
+        match register {
+            Some(register) => Exit::ReadCr { cr, register },
+            None => self.unexpected(),
+        }
+    }
+
+    fn cr_write(
+        &mut self,
+        memory: &GuestRam,
+        cr: u8,
+        reported: Option<arch::regs::Gpr>,
+    ) -> Exit {
+        if let Some(register) = reported {
+            let value = self.cr_source(register);
+            return Exit::WriteCr { cr, value };
+        }
+        let Some(instruction) = self.instruction(memory) else {
+            return self.unexpected();
+        };
+        self.length = instruction.len() as u8;
+        let cr0 = self.vmcb.save.cr0;
+        let value = match instruction.mnemonic() {
+            Mnemonic::Mov => {
+                general_register(instruction.op_register(1)).map(|register| self.cr_source(register))
+            }
+            Mnemonic::Clts => Some(cr0 & !Cr0::TS.bits()),
+            // The low four bits; PE can be set but not cleared (APM 3, LMSW).
+            Mnemonic::Lmsw => self
+                .word_operand(memory, &instruction)
+                .map(|word| cr0 & !0xe | u64::from(word) & 0xf),
+            _ => None,
+        };
+        match value {
+            Some(value) => Exit::WriteCr { cr, value },
+            None => self.unexpected(),
+        }
+    }
+
+    /// The source of a MOV to CR, which is 64 bits wide in 64-bit mode and 32 bits elsewhere.
+    fn cr_source(&self, register: arch::regs::Gpr) -> u64 {
+        let value = self.block.gprs[register];
+        if self.is_64_bit() {
+            value
+        } else {
+            value & 0xffff_ffff
+        }
+    }
+
+    fn dr_access(&mut self, memory: &GuestRam, code: u8) -> Exit {
+        let write = code & 0x10 != 0;
+        let dr = code & 7;
+        let assists = self
+            .capabilities
+            .features
+            .contains(SvmFeatures::DECODE_ASSISTS);
+        let register = if assists {
+            Some(mov_dr_register(self.vmcb.control.exit_info_1))
+        } else {
+            self.instruction(memory).and_then(|instruction| {
+                self.length = instruction.len() as u8;
+                general_register(instruction.op_register(u32::from(write)))
+            })
+        };
+        match register {
+            Some(register) if write => Exit::WriteDr { dr, register },
+            Some(register) => Exit::ReadDr { dr, register },
+            None => self.unexpected(),
+        }
+    }
+
+    fn exception(&mut self, number: u8) -> Exit {
+        // A machine check is the host's, not the guest's.
+        if number == vector::MC {
+            return self.unexpected();
+        }
+        let mut dr6 = 0;
+        if number == vector::DB {
+            dr6 = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
+            self.vmcb.save.dr6 = DR6_NEUTRAL;
+            self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+        }
+        let error_code =
+            (number == vector::AC).then_some(self.vmcb.control.exit_info_1 as u32);
+        Exit::Exception {
+            event: Event {
+                vector: number,
+                kind: EventKind::Exception,
+                error_code,
+                instruction_length: 0,
+            },
+            dr6,
+        }
+    }
+
+    /// Bytes of the instruction of the last exit.
+    pub(super) fn length_at_exit(&mut self, memory: &GuestRam) -> u8 {
+        if self.length != 0 {
+            return self.length;
+        }
+        if self.capabilities.features.contains(SvmFeatures::NEXT_RIP) {
+            let length = self.vmcb.control.next_rip.wrapping_sub(self.vmcb.save.rip);
+            if matches!(length, 1..=15) {
+                return length as u8;
+            }
+        }
+        let control = &self.vmcb.control;
+        let plain = match ExitCode::from_field(control.exit_code) {
+            ExitCode::CPUID => self.is_at_rip(memory, CPUID),
+            ExitCode::RDTSC => self.is_at_rip(memory, RDTSC),
+            ExitCode::RDPMC => self.is_at_rip(memory, RDPMC),
+            ExitCode::MSR if control.exit_info_1 & 1 == 0 => self.is_at_rip(memory, RDMSR),
+            ExitCode::MSR => self.is_at_rip(memory, WRMSR),
+            ExitCode::HLT if self.byte_is_at_rip(memory, HLT) => return 1,
+            _ => false,
+        };
+        if plain {
+            return 2;
+        }
+        match self.instruction(memory) {
+            Some(instruction) => instruction.len() as u8,
+            // The processor has just executed it, so it was readable: the guest's own tables have changed
+            // behind its TLB. Two bytes is what most of these instructions have.
+            None => 2,
+        }
+    }
+
+    /// Steps over `length` bytes.
+    #[inline]
+    pub(super) fn step_over(&mut self, length: u8) {
+        self.move_rip(length);
+        self.vmcb
+            .control
+            .interrupt_state
+            .remove(InterruptState::SHADOW);
+        self.length = 0;
+        if self.counting.kind() == CounterKind::Tsc {
+            self.icount = self.icount.wrapping_add(1);
+        }
+    }
+}
