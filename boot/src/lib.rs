@@ -46,7 +46,9 @@ pub enum ImageError {
         reason: &'static str,
     },
     /// The container would be larger than the hypervisor accepts.
-    #[error("guest files make an archive of {bytes} bytes, at most {limit} fit into an image; the largest is {largest} of {largest_bytes} bytes")]
+    #[error(
+        "guest files make an archive of {bytes} bytes, at most {limit} fit into an image; the largest is {largest} of {largest_bytes} bytes"
+    )]
     TooLarge {
         /// Bytes of the archive.
         bytes: u64,

@@ -70,7 +70,8 @@ impl Payload {
             if name.is_empty() || name.len() > MAX_NAME_BYTES {
                 return Err(refuse("must have 1 to 100 bytes"));
             }
-            if name.starts_with('/') || name.split('/').any(|part| part == ".." || part.is_empty()) {
+            if name.starts_with('/') || name.split('/').any(|part| part == ".." || part.is_empty())
+            {
                 return Err(refuse("must be a plain relative path"));
             }
             if seen.contains(&name.as_str()) {
@@ -172,7 +173,14 @@ mod tests {
 
     #[test]
     fn names_are_checked() {
-        for name in ["", "/etc/x", "a/../b", "a//b", "duet.toml", &"x".repeat(101)] {
+        for name in [
+            "",
+            "/etc/x",
+            "a/../b",
+            "a//b",
+            "duet.toml",
+            &"x".repeat(101),
+        ] {
             let error = payload(vec![named(name)]).container().unwrap_err();
             assert!(matches!(error, ImageError::Name { .. }), "{name}: {error}");
         }
@@ -188,7 +196,10 @@ mod tests {
             path: PathBuf::from("/nonexistent/kernel.elf"),
         };
         let error = payload(vec![file]).container().unwrap_err().to_string();
-        assert!(error.contains("guest file /nonexistent/kernel.elf"), "{error}");
+        assert!(
+            error.contains("guest file /nonexistent/kernel.elf"),
+            "{error}"
+        );
     }
 
     #[test]

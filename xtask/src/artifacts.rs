@@ -1,10 +1,72 @@
 //! What is compiled for an image: the hypervisor and the boot loader's image builder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
+use boot::{Firmware, Payload};
 
-use crate::workspace::{BARE_TARGET, cargo, check, llvm_tool, output, root, target};
+use crate::progress;
+use crate::workspace::{BARE_TARGET, cargo, llvm_tool, output, output_of, root, target};
+
+/// The compiled parts of an image.
+#[derive(Clone, Debug)]
+pub struct Artifacts {
+    /// The hypervisor with symbols.
+    pub kernel: PathBuf,
+    /// The hypervisor without symbols, as it goes into images: a BIOS reads about 1 MB/s.
+    pub stripped_kernel: PathBuf,
+    /// The boot loader's image builder.
+    pub loader: PathBuf,
+}
+
+impl Artifacts {
+    /// Compiles what is not up to date.
+    ///
+    /// # Errors
+    ///
+    /// Something does not compile, or `llvm-objcopy` is missing.
+    pub fn build() -> Result<Self> {
+        let kernel = kernel()?;
+        let stripped_kernel = output("kernel")?.join("duet");
+        output_of(
+            Command::new(llvm_tool("llvm-objcopy")?)
+                .arg("--strip-all")
+                .arg(&kernel)
+                .arg(&stripped_kernel),
+        )?;
+        Ok(Self {
+            kernel,
+            stripped_kernel,
+            loader: loader()?,
+        })
+    }
+
+    /// Writes a bootable disk.
+    ///
+    /// # Errors
+    ///
+    /// A file is missing, or all are too large together.
+    pub fn image(&self, firmware: Firmware, payload: &Payload, disk: &Path) -> Result<()> {
+        self.image_of(firmware, &payload.container()?, disk)
+    }
+
+    /// Writes a bootable disk with these bytes where the container belongs.
+    ///
+    /// # Errors
+    ///
+    /// The disk cannot be written.
+    pub fn image_of(&self, firmware: Firmware, container: &[u8], disk: &Path) -> Result<()> {
+        boot::build(
+            &self.loader,
+            firmware,
+            &self.stripped_kernel,
+            container,
+            disk,
+        )?;
+        Ok(())
+    }
+}
 
 /// Compiles the hypervisor; returns its ELF with symbols.
 ///
@@ -12,47 +74,51 @@ use crate::workspace::{BARE_TARGET, cargo, check, llvm_tool, output, root, targe
 ///
 /// It does not compile.
 pub fn kernel() -> Result<PathBuf> {
-    check(cargo().args(["build", "--quiet", "--package", "metal"]).args([
-        "--target",
-        BARE_TARGET,
-        "--profile",
-        "kernel",
-    ]))?;
+    progress::quietly(
+        "compiling the hypervisor",
+        cargo()
+            .args(["build", "--package", "metal", "--profile", "kernel"])
+            .args(["--target", BARE_TARGET]),
+    )?;
     Ok(target().join(BARE_TARGET).join("kernel").join("duet"))
 }
 
-/// The hypervisor without symbols, as it goes into images: a BIOS reads about 1 MB/s.
+/// The command that compiles the boot loader's image builder, and the program it makes.
 ///
-/// # Errors
-///
-/// It does not compile, or `llvm-objcopy` is missing.
-pub fn stripped_kernel() -> Result<PathBuf> {
-    let kernel = kernel()?;
-    let stripped = output("kernel")?.join("duet");
-    check(
-        std::process::Command::new(llvm_tool("llvm-objcopy")?)
-            .arg("--strip-all")
-            .arg(kernel)
-            .arg(&stripped),
-    )?;
-    Ok(stripped)
+/// It has a target directory of its own, always the checkout's: crates that look at `RUSTC_BOOTSTRAP` would
+/// otherwise be compiled anew at every change of sides, and the stages of the loader take minutes.
+#[must_use]
+pub fn loader_command() -> (Command, PathBuf) {
+    let target = root().join("target").join("loader");
+    let mut command = cargo();
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["build", "--package", "loader", "--target-dir"])
+        .arg(&target);
+    (command, target.join("debug").join("loader"))
 }
 
 /// Compiles the boot loader's image builder; returns the program.
-///
-/// It has a target directory of its own, always the checkout's: crates that look at `RUSTC_BOOTSTRAP` would
-/// otherwise be compiled anew at every change of sides, and it takes minutes.
 ///
 /// # Errors
 ///
 /// It does not compile.
 pub fn loader() -> Result<PathBuf> {
-    let target = root().join("target").join("loader");
-    check(
-        cargo()
-            .env("RUSTC_BOOTSTRAP", "1")
-            .args(["build", "--quiet", "--package", "loader", "--target-dir"])
-            .arg(&target),
+    let (mut command, program) = loader_command();
+    progress::quietly(
+        "compiling the boot loader (slow the first time)",
+        &mut command,
     )?;
-    Ok(target.join("debug").join("loader"))
+    Ok(program)
+}
+
+/// Fresh randomness for one start.
+///
+/// # Errors
+///
+/// The system has none.
+pub fn seed() -> Result<vmm::container::Seed> {
+    let mut seed = vmm::container::Seed([0; vmm::container::SEED_BYTES]);
+    getrandom::fill(&mut seed.0).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    Ok(seed)
 }

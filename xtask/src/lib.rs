@@ -3,6 +3,12 @@
 #![forbid(unsafe_code)]
 
 pub mod artifacts;
+pub mod config;
 pub mod emulator;
+pub mod guests;
+pub mod needs;
+pub mod progress;
+pub mod serial;
+pub mod simd;
 pub mod verbs;
 pub mod workspace;

@@ -4,18 +4,30 @@
 
 use anyhow::Result;
 use clap::Parser;
-use xtask::verbs::{image, run};
+use xtask::verbs::{bench, build, image, run, setup, test};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Builds, starts and tests Duet")]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, starts and tests Duet"
+)]
 enum Verb {
+    Setup(setup::Arguments),
+    Build(build::Arguments),
     Image(image::Arguments),
     Run(run::Arguments),
+    Test(test::Arguments),
+    Bench(bench::Arguments),
 }
 
 fn main() -> Result<()> {
     match Verb::parse() {
+        Verb::Setup(arguments) => setup::run(&arguments),
+        Verb::Build(arguments) => build::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Test(arguments) => test::run(&arguments),
+        Verb::Bench(arguments) => bench::run(&arguments),
     }
 }

@@ -35,8 +35,7 @@ pub fn output(name: &str) -> Result<PathBuf> {
 /// `cargo` of the pinned toolchain, in the checkout's root.
 #[must_use]
 pub fn cargo() -> Command {
-    let mut command =
-        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
     command
 }
@@ -49,7 +48,11 @@ pub fn cargo() -> Command {
 pub fn llvm_tool(name: &str) -> Result<PathBuf> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
-    let libdir = output_of(command.current_dir(root()).args(["--print", "target-libdir"]))?;
+    let libdir = output_of(
+        command
+            .current_dir(root())
+            .args(["--print", "target-libdir"]),
+    )?;
     let path = Path::new(libdir.trim()).with_file_name("bin").join(name);
     if !path.exists() {
         bail!(
@@ -67,7 +70,9 @@ pub fn llvm_tool(name: &str) -> Result<PathBuf> {
 /// It cannot be started or fails; the error holds its standard error.
 pub fn output_of(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot start {name}"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("{name} failed ({}): {}", output.status, text.trim());
@@ -82,7 +87,9 @@ pub fn output_of(command: &mut Command) -> Result<String> {
 /// It cannot be started or fails.
 pub fn check(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot start {name}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {name}"))?;
     if !status.success() {
         let arguments: Vec<_> = command.get_args().map(|a| a.to_string_lossy()).collect();
         bail!("{name} {} failed: {status}", arguments.join(" "));

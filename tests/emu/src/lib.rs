@@ -1,1 +1,12 @@
-//! Placeholder.
+//! What the emulator tests are made of: a laboratory with everything compiled, runs of hosts in emulators, and
+//! verdicts on what they said.
+
+#![forbid(unsafe_code)]
+
+mod bad;
+mod lab;
+mod run;
+
+pub use bad::{BAD_STARTS, BadStart};
+pub use lab::Lab;
+pub use run::{HostRun, Judged};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::Machine;
+use super::{Machine, Processor};
 
 /// The program, from Debian's `bochs`.
 pub const PROGRAM: &str = "bochs";
@@ -24,11 +24,17 @@ pub const PROGRAM: &str = "bochs";
 /// driver would block a machine without sound; `sync=none` lets idle time pass at once.
 #[must_use]
 pub fn configuration(machine: &Machine, serial_port: u16, directory: &Path) -> String {
+    // Bochs cannot take features from a model: these lack what the tests want to be missing.
+    let model = match machine.processor {
+        Processor::Full => "corei7_skylake_x",
+        Processor::NoVirtualization => "athlon64_clawhammer",
+        Processor::NoNestedPaging => "core2_penryn_t9600",
+    };
     format!(
         "\
 display_library: term
 megs: {memory}
-cpu: model=corei7_skylake_x, count=1, ips=100000000, reset_on_triple_fault=0
+cpu: model={model}, count=1, ips=100000000, reset_on_triple_fault=0
 romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot
 vgaromimage: file=/usr/share/vgabios/vgabios.bin
 pci: enabled=1, chipset=i440fx
@@ -153,5 +159,43 @@ impl SerialListener {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::Platform;
+    use boot::Firmware;
+
+    #[test]
+    fn the_configuration_names_this_run() {
+        let machine = Machine {
+            platform: Platform::Bochs,
+            firmware: Firmware::Bios,
+            disk: "/disks/x.img".into(),
+            memory_mib: 640,
+            processor: Processor::Full,
+        };
+        let text = configuration(&machine, 4711, Path::new("/run/y"));
+        for line in [
+            "megs: 640",
+            "ata0-master: type=disk, mode=flat, path=\"/disks/x.img\"",
+            "com1: enabled=1, mode=socket-client, dev=localhost:4711",
+            "log: \"/run/y/bochs.log\"",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing:\n{text}"
+            );
+        }
+        assert!(text.contains("count=1"), "counting is exact only so");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_bochs_that_has_ended() {
+        let serial = SerialListener::new().unwrap();
+        serial.ended().store(true, Ordering::Relaxed);
+        assert!(serial.accept().unwrap().is_none());
     }
 }

@@ -79,7 +79,7 @@ fn converse(serial: TcpStream) -> Result<String> {
 /// Sends keys to the machine. Ends with the process, or when the machine is gone.
 fn type_into(mut serial: TcpStream) {
     let mut escaped = false;
-    for key in io::stdin().bytes().map_while(Result::ok) {
+    for key in io::stdin().lock().bytes().map_while(Result::ok) {
         if escaped && (key == b'x' || key == b'X') {
             // Bochs ends the run when its serial port is closed on it.
             serial.shutdown(Shutdown::Both).ok();

@@ -43,6 +43,18 @@ impl fmt::Display for Platform {
     }
 }
 
+/// What the machine's processor offers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Processor {
+    /// Everything Duet needs.
+    #[default]
+    Full,
+    /// Neither VT-x nor SVM.
+    NoVirtualization,
+    /// Virtualization without nested paging.
+    NoNestedPaging,
+}
+
 /// One machine to start.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -54,6 +66,8 @@ pub struct Machine {
     pub disk: PathBuf,
     /// Its memory in MiB.
     pub memory_mib: u32,
+    /// What its processor offers.
+    pub processor: Processor,
 }
 
 /// How a run ended.
@@ -84,7 +98,9 @@ impl fmt::Display for End {
 }
 
 /// The host's last line.
-const LAST_LINE: &str = "duet: all guests stopped";
+pub const LAST_LINE: &str = "duet: all guests stopped";
+/// How the line begins that reports a panic of the hypervisor.
+pub const PANIC: &str = "duet: panic:";
 
 impl End {
     /// What the emulator's exit status and the host's serial output mean.
@@ -97,9 +113,48 @@ impl End {
             (Platform::Qemu | Platform::Kvm, Some(37)) => End::Panic,
             // Everything that stops Bochs's debugger ends with 0, so the host must have said it too.
             (Platform::Bochs, Some(0)) if serial.contains(LAST_LINE) => End::Success,
-            (Platform::Bochs, Some(1)) if serial.contains("panicked") => End::Panic,
+            (Platform::Bochs, Some(1)) if serial.contains(PANIC) => End::Panic,
             (Platform::Bochs, Some(1)) => End::Failure,
             _ => End::Emulator(status.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    fn end(platform: Platform, code: i32, serial: &str) -> End {
+        End::of(platform, ExitStatus::from_raw(code << 8), serial)
+    }
+
+    #[test]
+    fn exit_codes_are_translated() {
+        assert_eq!(end(Platform::Qemu, 33, ""), End::Success);
+        assert_eq!(end(Platform::Qemu, 35, ""), End::Failure);
+        assert_eq!(end(Platform::Kvm, 37, ""), End::Panic);
+        assert!(matches!(end(Platform::Qemu, 0, ""), End::Emulator(_)));
+        assert!(matches!(end(Platform::Qemu, 1, ""), End::Emulator(_)));
+        assert_eq!(end(Platform::Bochs, 1, ""), End::Failure);
+        assert_eq!(end(Platform::Bochs, 1, "x\nduet: panic: y"), End::Panic);
+        assert_eq!(end(Platform::Bochs, 0, LAST_LINE), End::Success);
+    }
+
+    #[test]
+    fn bochs_has_to_be_told_to_end() {
+        // A machine that Bochs stopped for another reason also ends with 0.
+        assert!(matches!(
+            end(Platform::Bochs, 0, "half a line"),
+            End::Emulator(_)
+        ));
+    }
+
+    #[test]
+    fn a_signal_is_named() {
+        let End::Emulator(text) = End::of(Platform::Qemu, ExitStatus::from_raw(9), "") else {
+            panic!("a killed emulator did not end in order");
+        };
+        assert!(text.contains("signal: 9"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use boot::Firmware;
 
-use super::{Machine, Platform};
+use super::{Machine, Platform, Processor};
 
 /// The program, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -28,13 +28,33 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
     let mut line = Vec::new();
     let mut add = |text: &str| line.extend(text.split(' ').map(OsString::from));
     match machine.platform {
-        // One instruction per tick makes counting exact. RDRAND and RDSEED cannot be intercepted by SVM.
+        // RDRAND and RDSEED cannot be intercepted by SVM.
         Platform::Qemu | Platform::Bochs => {
-            add("-accel tcg -icount shift=0,sleep=on");
-            add("-cpu max,+svm,+npt,-rdrand,-rdseed");
+            let virtualization = match machine.processor {
+                Processor::Full => "+svm,+npt",
+                Processor::NoVirtualization => "-svm",
+                Processor::NoNestedPaging => "+svm,-npt",
+            };
+            add(&format!(
+                "-accel tcg -cpu max,{virtualization},-rdrand,-rdseed"
+            ));
+            // One tick per instruction makes counting exact. OVMF polls for a TPM until 5 s of virtual time are
+            // over, which would take minutes then; under UEFI the host does without an exact count.
+            if machine.firmware == Firmware::Bios {
+                add("-icount shift=0,sleep=on");
+            }
         }
         // migratable=off passes the invariant TSC on; pmu=on the counters Duet counts with.
-        Platform::Kvm => add("-enable-kvm -cpu host,migratable=off,pmu=on"),
+        Platform::Kvm => {
+            let virtualization = match machine.processor {
+                Processor::Full => "",
+                Processor::NoVirtualization => ",-vmx,-svm",
+                Processor::NoNestedPaging => ",-vmx-ept,-npt",
+            };
+            add(&format!(
+                "-enable-kvm -cpu host,migratable=off,pmu=on{virtualization}"
+            ));
+        }
     }
     add(&format!("-m {} -no-reboot -nodefaults", machine.memory_mib));
     add("-device isa-debug-exit,iobase=0xf4,iosize=4 -vga std");
@@ -46,7 +66,10 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
         line.push("-drive".into());
         line.push(format!("if=pflash,format=raw,readonly=on,file={FIRMWARE_CODE}").into());
         line.push("-drive".into());
-        line.push(file_option("if=pflash,format=raw,file=", &variables(directory)));
+        line.push(file_option(
+            "if=pflash,format=raw,file=",
+            &variables(directory),
+        ));
     }
     line.push("-drive".into());
     line.push(file_option("if=ide,format=raw,file=", &machine.disk));
@@ -92,7 +115,9 @@ pub fn check_kvm(system: &Path) -> Result<()> {
     } else if has("svm") {
         "kvm_amd"
     } else {
-        bail!("kvm: this processor shows neither VT-x (flag vmx) nor SVM (flag svm) in /proc/cpuinfo");
+        bail!(
+            "kvm: this processor shows neither VT-x (flag vmx) nor SVM (flag svm) in /proc/cpuinfo"
+        );
     };
     let device = system.join("dev/kvm");
     std::fs::OpenOptions::new()
@@ -104,7 +129,104 @@ pub fn check_kvm(system: &Path) -> Result<()> {
     let nested = std::fs::read_to_string(parameters.join("nested"))
         .with_context(|| format!("kvm: /sys/module/{module}/parameters/nested"))?;
     if !matches!(nested.trim(), "Y" | "1") {
-        bail!("kvm: nested virtualization is off: modprobe -r {module}; modprobe {module} nested=1");
+        bail!(
+            "kvm: nested virtualization is off: modprobe -r {module}; modprobe {module} nested=1"
+        );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn line(platform: Platform, firmware: Firmware, serial: Serial) -> String {
+        let machine = Machine {
+            platform,
+            firmware,
+            disk: PathBuf::from("/disks/a,b.img"),
+            memory_mib: 768,
+            processor: Processor::Full,
+        };
+        let arguments = arguments(&machine, serial, Path::new("/run/x"));
+        let words: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn translated_machines_count_exactly() {
+        let line = line(Platform::Qemu, Firmware::Bios, Serial::Pipe);
+        assert_eq!(
+            line,
+            "-accel tcg -cpu max,+svm,+npt,-rdrand,-rdseed -icount shift=0,sleep=on -m 768 -no-reboot -nodefaults \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -vga std -display none -serial stdio \
+             -drive if=ide,format=raw,file=/disks/a,,b.img"
+        );
+    }
+
+    #[test]
+    fn kvm_passes_processor_and_counters_on() {
+        let line = line(Platform::Kvm, Firmware::Bios, Serial::Terminal);
+        assert_eq!(
+            line,
+            "-enable-kvm -cpu host,migratable=off,pmu=on -m 768 -no-reboot -nodefaults \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -vga std -nographic -serial mon:stdio \
+             -drive if=ide,format=raw,file=/disks/a,,b.img"
+        );
+    }
+
+    #[test]
+    fn uefi_brings_its_firmware_and_variables_of_its_own() {
+        let line = line(Platform::Kvm, Firmware::Uefi, Serial::Pipe);
+        assert!(
+            line.contains("if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd"),
+            "{line}"
+        );
+        assert!(
+            line.contains("if=pflash,format=raw,file=/run/x/variables.fd"),
+            "{line}"
+        );
+    }
+
+    /// A `/proc`, `/sys` and `/dev` with these contents.
+    fn system(flags: &str, device: bool, nested: Option<&str>) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "proc/cpuinfo",
+            &format!("processor : 0\nflags : fpu {flags} sse\n"),
+        );
+        if device {
+            write("dev/kvm", "");
+        }
+        if let Some(nested) = nested {
+            write("sys/module/kvm_amd/parameters/nested", nested);
+        }
+        root
+    }
+
+    #[test]
+    fn what_kvm_lacks_is_named() {
+        let missing = |system: tempfile::TempDir| {
+            format!(
+                "{:#}",
+                check_kvm(system.path()).expect_err("something is missing")
+            )
+        };
+        assert!(missing(system("nothing", true, Some("1"))).contains("neither VT-x"));
+        assert!(missing(system("svm", false, Some("1"))).contains("/dev/kvm"));
+        let absent = missing(system("svm", true, None));
+        assert!(absent.contains("kvm_amd/parameters/nested"), "{absent}");
+        let off = missing(system("svm", true, Some("0\n")));
+        assert!(off.contains("modprobe kvm_amd nested=1"), "{off}");
+        let intel = missing(system("vmx", true, Some("1")));
+        assert!(intel.contains("kvm_intel"), "{intel}");
+        assert!(check_kvm(system("svm", true, Some("Y\n")).path()).is_ok());
+        assert!(check_kvm(system("svm", true, Some("1\n")).path()).is_ok());
+    }
 }

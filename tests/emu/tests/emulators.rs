@@ -1,0 +1,122 @@
+//! The emulator tests: every test guest on every platform, the host's end, starts that must fail, and the registers
+//! that the hypervisor must not touch.
+//!
+//! Guests of one group share one start of a host. Tests begin all at once; the laboratory lets as many emulators run
+//! as there are processors.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use boot::Firmware;
+use emu::{BAD_STARTS, HostRun, Judged, Lab};
+use libtest_mimic::{Arguments, Trial};
+use xtask::emulator::Platform;
+use xtask::guests::{Guest, Guests};
+use xtask::simd;
+use xtask::verbs::test::{FULL_VARIABLE, PLATFORM_VARIABLE};
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    match trials() {
+        Ok(trials) => {
+            // Most tests only wait for a run that another one has started.
+            arguments.test_threads.get_or_insert(trials.len().max(1));
+            libtest_mimic::run(&arguments, trials).exit_code()
+        }
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials() -> Result<Vec<Trial>> {
+    let guests = Guests::load()?.list;
+    let full = std::env::var_os(FULL_VARIABLE).is_some();
+    let mut trials = vec![trial("kernel/no-simd".to_owned(), no_simd)];
+    for platform in platforms()? {
+        for run in runs(platform, Firmware::Bios, &guests) {
+            add_run(&mut trials, run);
+        }
+        for bad in BAD_STARTS {
+            let name = format!("{platform}/bad/{}", bad.name);
+            trials.push(trial(name, move || bad.judge(platform)));
+        }
+        if platform == Platform::Bochs {
+            continue;
+        }
+        let under_uefi = |guest: &&Guest| full || guest.name == "hello";
+        let some: Vec<_> = guests.iter().filter(under_uefi).cloned().collect();
+        for run in runs(platform, Firmware::Uefi, &some) {
+            add_run(&mut trials, run);
+        }
+    }
+    Ok(trials)
+}
+
+/// Those asked for by the environment, else both emulators.
+fn platforms() -> Result<Vec<Platform>> {
+    let Ok(name) = std::env::var(PLATFORM_VARIABLE) else {
+        return Ok(vec![Platform::Qemu, Platform::Bochs]);
+    };
+    [Platform::Qemu, Platform::Bochs, Platform::Kvm]
+        .into_iter()
+        .find(|platform| platform.to_string() == name)
+        .map(|platform| vec![platform])
+        .with_context(|| format!("{PLATFORM_VARIABLE}={name}: neither qemu, bochs nor kvm"))
+}
+
+/// One start of a host per group of guests.
+fn runs(platform: Platform, firmware: Firmware, guests: &[Guest]) -> Vec<HostRun> {
+    let mut groups: BTreeMap<&str, Vec<Guest>> = BTreeMap::new();
+    for guest in guests.iter().filter(|g| g.runs_on(platform)) {
+        groups.entry(&guest.group).or_default().push(guest.clone());
+    }
+    groups
+        .into_iter()
+        .map(|(group, guests)| {
+            let uefi = if firmware == Firmware::Uefi {
+                "-uefi"
+            } else {
+                ""
+            };
+            let group = if group.is_empty() { "guests" } else { group };
+            HostRun::new(
+                format!("{platform}{uefi}-{group}"),
+                platform,
+                firmware,
+                guests,
+            )
+        })
+        .collect()
+}
+
+/// A test for each guest of a run, and one for its host.
+fn add_run(trials: &mut Vec<Trial>, run: HostRun) {
+    let run = Arc::new(run);
+    for guest in run.guests().to_vec() {
+        let shared = Arc::clone(&run);
+        let name = format!("{}/{}", run.name, guest.name);
+        trials.push(trial(name, move || shared.judge_guest(&guest)));
+    }
+    let name = format!("{}/host", run.name);
+    trials.push(trial(name, move || run.judge_host()));
+}
+
+fn trial(name: String, test: impl FnOnce() -> Judged + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        test().map_err(|error| format!("{error:#}").into())
+    })
+}
+
+fn no_simd() -> Judged {
+    let violations = simd::check(&Lab::get()?.artifacts.kernel)?;
+    anyhow::ensure!(
+        violations.is_empty(),
+        "{} instructions use registers that belong to the guest:\n{violations:#?}",
+        violations.len()
+    );
+    Ok(())
+}
