@@ -325,7 +325,9 @@ impl Capabilities {
         Ok(Self {
             revision: msrs.basic as u32 & 0x7fff_ffff,
             pin,
-            primary,
+            primary: primary
+                - PrimaryControls::INTERRUPT_WINDOW_EXITING
+                - PrimaryControls::NMI_WINDOW_EXITING,
             secondary,
             exit,
             entry,
@@ -441,6 +443,8 @@ mod tests {
             PrimaryControls::CR3_LOAD_EXITING
                 | PrimaryControls::CR3_STORE_EXITING
                 | PrimaryControls::TSC_OFFSETTING
+                | PrimaryControls::INTERRUPT_WINDOW_EXITING
+                | PrimaryControls::NMI_WINDOW_EXITING
         ));
         assert_eq!(
             chosen.cr0_ones & 0x8000_0001,

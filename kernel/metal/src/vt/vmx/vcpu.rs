@@ -1,0 +1,420 @@
+//! The virtual processor: the run loop, and the seam's trait.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::fmt;
+
+use arch::addr::{Gva, Hpa};
+use arch::ept;
+use arch::event::Event;
+use arch::regs::{
+    ControlRegisters, CpuState, DebugRegisters, Gpr, Gprs, Rflags, Segment, SegmentName, SystemMsrs,
+};
+use arch::vmx::capability::Capabilities;
+use arch::vmx::control::PrimaryControls;
+use arch::vmx::event::VALID;
+use arch::vmx::exit::{ENTRY_FAILED, ExitReason};
+use arch::vmx::field::{self, SegmentFields};
+use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
+
+use super::control::{self, Vmcs};
+use super::counter::Counting;
+use super::entry::{self, Frame};
+use super::live::{Live, Registers};
+use super::setup::{self, Resources};
+use super::{Processor, Vmx};
+use crate::guest_ram::GuestRam;
+use crate::vt::nested::{Format, NestedTables};
+
+/// Why a virtual processor could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewError {
+    /// No frame for the VMCS or the root of the extended page tables.
+    OutOfMemory,
+}
+
+impl fmt::Display for NewError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NewError::OutOfMemory => write!(f, "no memory for a virtual processor"),
+        }
+    }
+}
+
+/// EPT entries for the table builder.
+pub(super) struct Ept;
+
+impl Format for Ept {
+    fn table(to: Hpa) -> u64 {
+        ept::table(to)
+    }
+    fn large_page(to: Hpa) -> u64 {
+        ept::large_page(to)
+    }
+    fn is_present(entry: u64) -> bool {
+        ept::is_present(entry)
+    }
+    fn target(entry: u64) -> Hpa {
+        Hpa(entry & ept::ADDRESS)
+    }
+}
+
+/// One virtual processor on VT-x. It always runs with the same guest memory.
+pub struct Vcpu {
+    pub(super) frame: Box<Frame>,
+    pub(super) vmcs: Vmcs,
+    pub(super) tables: NestedTables<Ept>,
+    pub(super) capabilities: Capabilities,
+    pub(super) processor: &'static Processor,
+    pub(super) live: Rc<Live>,
+    pub(super) vpid: Option<u16>,
+    pub(super) counting: Counting,
+    pub(super) icount: u64,
+    pub(super) counts: HostLocalCounts,
+    /// The guest's RIP and, as it is in the VMCS, RIP and RSP: written back only if they differ.
+    pub(super) rip: u64,
+    pub(super) loaded_rip: u64,
+    pub(super) loaded_rsp: u64,
+    /// Delivered at the next entry.
+    pub(super) pending: Option<Event>,
+    /// The last exit cut off the delivery of an event.
+    pub(super) cut_off: bool,
+    /// Primary controls without the two windows.
+    pub(super) primary: PrimaryControls,
+    /// Window exits asked for.
+    pub(super) windows: PrimaryControls,
+    /// Window exits in the VMCS.
+    pub(super) loaded_windows: PrimaryControls,
+    /// Host-side registers of the restored state that the processor would not take.
+    pub(super) refused: Option<&'static str>,
+    /// The next entry ends a first touch of RAM.
+    pub(super) entry_is_for_ram: bool,
+    launched: bool,
+    /// TSC at the last exit; none before the first.
+    last_exit_tsc: Option<u64>,
+}
+
+impl Vcpu {
+    /// A virtual processor in the state after power-on, its RIP at 0.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for its tables.
+    pub fn new(vmx: &Vmx) -> Result<Self, NewError> {
+        let processor = vmx.processor;
+        let capabilities = vmx.capabilities;
+        let tables = NestedTables::new().ok_or(NewError::OutOfMemory)?;
+        let ept_pointer = ept::pointer(tables.root(), capabilities.ept_vpid.accessed_dirty());
+        let vmcs = Vmcs::new(processor, capabilities.revision).ok_or(NewError::OutOfMemory)?;
+        let vpid = capabilities.has_vpid().then(|| processor.new_vpid());
+        let resources = Resources {
+            ept_pointer,
+            msr_bitmap: vmx.msr_bitmap,
+            vpid,
+        };
+        setup::write(&vmcs, &capabilities, &resources);
+        // The tables' frame may have been another guest's root before.
+        control::invept(capabilities.ept_vpid.invept_single().then_some(ept_pointer));
+        let state = CpuState::real_mode(0);
+        let mut vcpu = Self {
+            frame: Box::new(Frame::new()),
+            vmcs,
+            tables,
+            capabilities,
+            processor,
+            live: Live::new(Registers::of(&state)),
+            vpid,
+            counting: vmx.counting,
+            icount: 0,
+            counts: HostLocalCounts::default(),
+            rip: 0,
+            loaded_rip: 0,
+            loaded_rsp: 0,
+            pending: None,
+            cut_off: false,
+            primary: capabilities.primary,
+            windows: PrimaryControls::empty(),
+            loaded_windows: PrimaryControls::empty(),
+            refused: None,
+            entry_is_for_ram: false,
+            launched: false,
+            last_exit_tsc: None,
+        };
+        vcpu.copy_in(&state);
+        Ok(vcpu)
+    }
+
+    /// Whether INVLPG exits; it does at first. The processor executes it rightly by itself.
+    pub fn intercept_invlpg(&mut self, intercept: bool) {
+        self.primary.set(PrimaryControls::INVLPG_EXITING, intercept);
+        let controls = self.primary | self.loaded_windows;
+        // SAFETY: the processor allows both settings: this one was found allowed, and INVLPG exiting is no
+        // default-1 control where `adjust` has not forced it.
+        unsafe { self.vmcs.write(field::PRIMARY_CONTROLS, controls.bits()) };
+    }
+
+    /// Makes the live registers this guest's.
+    #[inline]
+    pub(super) fn own(&self) {
+        self.live.own(self.processor);
+    }
+
+    /// Enters the guest once. `Err` is an entry that the processor refused.
+    #[inline]
+    fn enter_once(&mut self, timer: u32) -> Result<ExitReason, Exit> {
+        self.vmcs.set(field::PREEMPTION_TIMER, timer);
+        if self.rip != self.loaded_rip {
+            self.vmcs.set(field::GUEST_RIP, self.rip);
+        }
+        let rsp = self.frame.gprs[Gpr::Rsp];
+        if rsp != self.loaded_rsp {
+            self.vmcs.set(field::GUEST_RSP, rsp);
+        }
+        if self.windows != self.loaded_windows || !self.windows.is_empty() {
+            self.prepare_windows();
+        }
+        if let Some(event) = self.pending {
+            self.prepare_injection(event);
+        }
+        // SAFETY: VMX operation is on (`processor` exists), this VMCS is current since the writes above, its
+        // host state was written by `setup`, its tables map only this guest's frames, and the frame is
+        // its own. Host code runs with interrupts masked.
+        let failed = unsafe { entry::enter(&raw mut *self.frame, u32::from(self.launched)) };
+        if failed != 0 {
+            return Err(self.entry_refused(0));
+        }
+        let reason = self.vmcs.read(field::EXIT_REASON);
+        if reason & ENTRY_FAILED != 0 {
+            return Err(self.entry_refused(reason));
+        }
+        self.launched = true;
+        self.after_exit();
+        Ok(ExitReason(reason as u16))
+    }
+
+    /// Reads back what every exit needs, and counts.
+    #[inline]
+    fn after_exit(&mut self) {
+        self.rip = self.vmcs.read(field::GUEST_RIP);
+        self.loaded_rip = self.rip;
+        let rsp = self.vmcs.read(field::GUEST_RSP);
+        self.frame.gprs[Gpr::Rsp] = rsp;
+        self.loaded_rsp = rsp;
+        let idt_vectoring = self.vmcs.read(field::IDT_VECTORING_INFO);
+        let retired = self.counting.retired(&self.frame, idt_vectoring);
+        self.icount = self.icount.wrapping_add(retired);
+        self.pending = None;
+        self.cut_off = idt_vectoring & VALID != 0;
+        if self.cut_off {
+            self.keep_cut_off_event(idt_vectoring);
+        }
+        self.count_host_ticks();
+    }
+
+    /// Adds what the host has taken between the last exit and the entry that followed.
+    #[inline]
+    fn count_host_ticks(&mut self) {
+        self.counts.entries = self.counts.entries.wrapping_add(1);
+        if let Some(last) = self.last_exit_tsc.replace(self.frame.exit_tsc) {
+            let between = self.frame.entry_tsc.wrapping_sub(last);
+            let ticks = between.wrapping_add(self.counting.entry_overhead());
+            let sum = if self.entry_is_for_ram {
+                &mut self.counts.ram_fault_ticks
+            } else {
+                &mut self.counts.host_ticks
+            };
+            *sum = sum.wrapping_add(ticks);
+        }
+        self.entry_is_for_ram = false;
+    }
+
+    /// Runs until something surfaces; the checks of `run` have been made.
+    #[inline]
+    fn run_until(&mut self, memory: &mut GuestRam, until: u64, budget: u64) -> Exit {
+        let mut left = budget;
+        loop {
+            // An exit on RAM in an event's delivery can leave an event and no instruction: the event is
+            // delivered before the landing, as it is where the RAM was mapped already.
+            let instructions = until.saturating_sub(self.icount);
+            if instructions == 0 && self.pending.is_none() {
+                return Exit::Landed;
+            }
+            let shift = self.capabilities.timer_shift;
+            let timer = self.counting.timer(instructions, left, shift);
+            let reason = match self.enter_once(timer) {
+                Ok(reason) => reason,
+                Err(refused) => return refused,
+            };
+            if let Some(exit) = self.decode(reason, memory) {
+                return exit;
+            }
+            let ticks = self.frame.exit_tsc.wrapping_sub(self.frame.entry_tsc);
+            left = left.saturating_sub(ticks);
+            if left == 0 && self.icount < until {
+                self.take_host_interrupts();
+                return Exit::HostWork;
+            }
+        }
+    }
+}
+
+impl Processor {
+    /// A VPID for a new virtual processor, flushed of what an old one with the same number left.
+    fn new_vpid(&self) -> u16 {
+        let vpid = self.next_vpid.get();
+        self.next_vpid.set(vpid.checked_add(1).unwrap_or(1));
+        vpid
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.live.disown(self.processor);
+    }
+}
+
+impl vmm::cpu::Vcpu for Vcpu {
+    type Memory = GuestRam;
+
+    fn run(&mut self, memory: &mut GuestRam, until: Icount, budget: u64) -> Exit {
+        if let Some(reason) = self.refused {
+            return Exit::EntryRefused { reason };
+        }
+        if until.0 <= self.icount {
+            return Exit::Landed;
+        }
+        self.own();
+        let exit = self.run_until(memory, until.0, budget);
+        if self.counting == Counting::ExitOrdinal && exit.kind() == ExitKind::Deterministic {
+            self.icount = self.icount.wrapping_add(1);
+        }
+        exit
+    }
+
+    fn icount(&self) -> Icount {
+        Icount(self.icount)
+    }
+
+    fn counter(&self) -> CounterKind {
+        self.counting.kind()
+    }
+
+    fn advance(&mut self, _memory: &GuestRam) {
+        let length = self.vmcs.read(field::EXIT_INSTRUCTION_LENGTH);
+        self.advance_by(length as u8);
+    }
+
+    fn advance_by(&mut self, length: u8) {
+        let next = self.rip.wrapping_add(u64::from(length));
+        self.rip = if next >> 32 != 0 && !self.in_64_bit_mode() {
+            next & 0xffff_ffff
+        } else {
+            next
+        };
+        if matches!(self.counting, Counting::Tsc { .. }) {
+            self.icount = self.icount.wrapping_add(1);
+        }
+        self.finish_instruction();
+    }
+
+    fn inject(&mut self, event: Event) -> bool {
+        self.queue_event(event)
+    }
+
+    fn pending(&self) -> Option<Event> {
+        self.pending
+    }
+
+    fn can_take(&self, window: Window) -> bool {
+        self.window_is_open(window)
+    }
+
+    fn request_window(&mut self, window: Window, wanted: bool) {
+        let bit = match window {
+            Window::Interrupt => PrimaryControls::INTERRUPT_WINDOW_EXITING,
+            Window::Nmi => PrimaryControls::NMI_WINDOW_EXITING,
+        };
+        self.windows.set(bit, wanted);
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.frame.gprs
+    }
+
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.frame.gprs
+    }
+
+    fn rip(&self) -> u64 {
+        self.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.rip = rip;
+    }
+
+    fn rflags(&self) -> Rflags {
+        self.read_rflags()
+    }
+
+    fn set_rflags(&mut self, rflags: Rflags) {
+        self.vmcs.set(field::GUEST_RFLAGS, rflags.bits());
+        self.align_single_step();
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.read_segment(name)
+    }
+
+    fn control(&self) -> ControlRegisters {
+        self.read_control()
+    }
+
+    fn set_control(&mut self, control: &ControlRegisters) {
+        self.write_control(control);
+    }
+
+    fn debug(&self) -> DebugRegisters {
+        self.read_debug()
+    }
+
+    fn set_debug(&mut self, debug: &DebugRegisters) {
+        self.write_debug(debug);
+    }
+
+    fn msrs(&self) -> SystemMsrs {
+        self.read_msrs()
+    }
+
+    fn set_msrs(&mut self, msrs: &SystemMsrs) {
+        self.write_msrs(msrs);
+    }
+
+    fn segment_base(&self, name: SegmentName) -> u64 {
+        self.vmcs.read(SegmentFields::of(name).base)
+    }
+
+    fn set_segment_base(&mut self, name: SegmentName, base: u64) {
+        self.vmcs.set(SegmentFields::of(name).base, base);
+    }
+
+    fn invalidate_page(&mut self, gva: Gva) {
+        self.flush_page(gva.0);
+    }
+
+    fn save(&mut self) -> CpuState {
+        self.copy_out()
+    }
+
+    fn restore(&mut self, state: &CpuState) {
+        self.copy_in(state);
+    }
+
+    fn host_local(&self) -> HostLocalCounts {
+        self.counts
+    }
+
+    fn dump(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.write_dump(out)
+    }
+}
