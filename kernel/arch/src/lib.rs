@@ -9,7 +9,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod addr;
+pub mod calibrate;
+pub mod elf;
 pub mod ept;
 pub mod event;
 pub mod flags;

@@ -1,12 +1,13 @@
 //! The local APIC of the one running processor: its timer, acknowledgement, vectors.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use arch::addr::Hpa;
+use arch::addr::{Hpa, PAGE_SIZE};
 use arch::msr;
 
 use crate::interrupts::{ERROR_VECTOR, SPURIOUS_VECTOR, TIMER_VECTOR};
-use crate::mem::physmap;
+use crate::mem::paging::{self, MapError};
 use crate::x86;
 
 /// Registers as offsets in xAPIC mode (SDM 3 12.4.1, table 12-1); in x2APIC mode the MSR number is 0x800 +
@@ -39,9 +40,29 @@ const BASE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Virtual address of the registers; 0 in x2APIC mode.
 static REGISTERS: AtomicU64 = AtomicU64::new(0);
 
-/// The processor has no local APIC, or firmware has switched it off.
+/// LAPIC timer ticks per second; 0 until calibrated.
+static FREQUENCY: AtomicU64 = AtomicU64::new(0);
+
+/// Why the local APIC cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoLapic;
+pub enum LapicError {
+    /// The processor has none.
+    Missing,
+    /// The firmware has switched it off.
+    SwitchedOff,
+    /// Its registers cannot be mapped.
+    Map(MapError),
+}
+
+impl fmt::Display for LapicError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LapicError::Missing => f.write_str("LAPIC: the processor has none"),
+            LapicError::SwitchedOff => f.write_str("LAPIC: switched off by the firmware"),
+            LapicError::Map(error) => write!(f, "LAPIC: {error}"),
+        }
+    }
+}
 
 #[inline]
 fn write(register: u32, value: u32) {
@@ -74,21 +95,25 @@ fn read(register: u32) -> u32 {
 ///
 /// # Errors
 ///
-/// There is none.
-pub fn init() -> Result<(), NoLapic> {
+/// There is none, or it cannot be reached.
+pub fn init() -> Result<(), LapicError> {
     if x86::cpuid(1, 0).edx & 1 << 9 == 0 {
-        return Err(NoLapic);
+        return Err(LapicError::Missing);
     }
     // SAFETY: every processor with a LAPIC in long mode has this MSR.
     let base = unsafe { x86::rdmsr(msr::APIC_BASE) };
     if base & BASE_ENABLE == 0 {
-        return Err(NoLapic);
+        return Err(LapicError::SwitchedOff);
     }
     if base & BASE_X2APIC == 0 {
-        REGISTERS.store(
-            physmap::ptr(Hpa(base & BASE_ADDRESS)) as u64,
-            Ordering::Relaxed,
-        );
+        if x86::cpuid(1, 0).ecx & 1 << 21 != 0 {
+            // SAFETY: CPUID says that x2APIC mode exists; from xAPIC mode it may be entered (SDM 3 12.12.5).
+            unsafe { x86::wrmsr(msr::APIC_BASE, base | BASE_X2APIC) };
+        } else {
+            let registers =
+                paging::map_mmio(Hpa(base & BASE_ADDRESS), PAGE_SIZE).map_err(LapicError::Map)?;
+            REGISTERS.store(registers as u64, Ordering::Relaxed);
+        }
     }
     write(register::TASK_PRIORITY, 0);
     write(register::LVT_TIMER, LVT_MASKED);
@@ -156,4 +181,25 @@ pub fn version() -> u8 {
 pub fn error_status() -> u32 {
     write(register::ERROR_STATUS, 0);
     read(register::ERROR_STATUS)
+}
+
+/// Keeps the timer's interrupt away, or lets it through.
+pub fn timer_mask(masked: bool) {
+    let mask = if masked { LVT_MASKED } else { 0 };
+    write(register::LVT_TIMER, u32::from(TIMER_VECTOR) | mask);
+}
+
+/// Timer ticks per second at divide 1; 0 until calibrated.
+pub fn timer_frequency() -> u64 {
+    FREQUENCY.load(Ordering::Relaxed)
+}
+
+/// Notes the calibrated frequency.
+pub fn set_timer_frequency(hz: u64) {
+    FREQUENCY.store(hz, Ordering::Relaxed);
+}
+
+/// Whether the LAPIC is driven through MSRs.
+pub fn is_x2apic() -> bool {
+    REGISTERS.load(Ordering::Relaxed) == 0
 }

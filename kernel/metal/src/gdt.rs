@@ -34,6 +34,17 @@ impl InterruptStack {
         InterruptStack::PageFault,
         InterruptStack::Debug,
     ];
+
+    /// For messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            InterruptStack::DoubleFault => "double fault",
+            InterruptStack::Nmi => "NMI",
+            InterruptStack::MachineCheck => "machine check",
+            InterruptStack::PageFault => "page fault",
+            InterruptStack::Debug => "debug",
+        }
+    }
 }
 
 /// The selectors in use.
@@ -53,6 +64,17 @@ struct Tss(UnsafeCell<TaskStateSegment>);
 // SAFETY: only the one running processor touches it (see `set_interrupt_stack`).
 unsafe impl Sync for Tss {}
 
+/// One stack for all of them until the real ones are mapped.
+#[repr(align(16))]
+struct EarlyStack(UnsafeCell<[u8; EARLY_STACK_BYTES]>);
+
+const EARLY_STACK_BYTES: usize = 16 << 10;
+
+// SAFETY: only the processor writes to it, and only in a handler that does not return.
+unsafe impl Sync for EarlyStack {}
+
+static EARLY_STACK: EarlyStack = EarlyStack(UnsafeCell::new([0; EARLY_STACK_BYTES]));
+
 static TSS: Tss = Tss(UnsafeCell::new(TaskStateSegment::new()));
 static GDT: Once<(GlobalDescriptorTable, Selectors)> = Once::new();
 
@@ -66,6 +88,12 @@ pub fn init() -> Selectors {
         let task = table.append(unsafe { Descriptor::tss_segment_unchecked(TSS.0.get()) });
         (table, Selectors { code, data, task })
     });
+    for stack in InterruptStack::ALL {
+        // SAFETY: the static is a stack of this size, aligned, used for nothing else.
+        unsafe {
+            set_interrupt_stack(stack, EARLY_STACK.0.get() as u64 + EARLY_STACK_BYTES as u64)
+        };
+    }
     table.load();
     // SAFETY: the selectors index the table just loaded, whose code and data segments are flat and at
     // privilege level 0; the TSS descriptor is available since this runs once.

@@ -1,11 +1,20 @@
 //! A guest's RAM: 2 MiB host frames, zeroed, from guest physical address 0 up.
 
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::addr::{Gpa, Hpa, LARGE_PAGE_SIZE};
 use vmm::memory::{GuestMemory, NotRam};
 
 use crate::mem::{frames, physmap};
+
+/// Bytes of all guests' RAM.
+static ALLOCATED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of all guests' RAM.
+pub fn allocated() -> u64 {
+    ALLOCATED.load(Ordering::Relaxed)
+}
 
 /// There are not enough free 2 MiB frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +56,7 @@ impl GuestRam {
             // SAFETY: the frame was just allocated, so nothing else refers to it.
             unsafe { core::ptr::write_bytes(physmap::ptr(frame), 0, LARGE_PAGE_SIZE as usize) };
             ram.frames.push(frame);
+            ALLOCATED.fetch_add(LARGE_PAGE_SIZE, Ordering::Relaxed);
         }
         Ok(ram)
     }
@@ -135,6 +145,7 @@ impl Drop for GuestRam {
     fn drop(&mut self) {
         for frame in self.frames.drain(..) {
             frames::free_large(frame);
+            ALLOCATED.fetch_sub(LARGE_PAGE_SIZE, Ordering::Relaxed);
         }
     }
 }

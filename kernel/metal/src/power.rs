@@ -1,7 +1,12 @@
-//! How a run of the host ends.
+//! How a run of the host ends: emulator, machine, or just this processor.
 
+use core::fmt::Arguments;
 use core::sync::atomic::{AtomicU8, Ordering};
 
+use spin::Once;
+use vmm::config::EmulatorExit;
+
+use crate::acpi::PowerOff;
 use crate::{serial, x86};
 
 /// How it went.
@@ -15,58 +20,102 @@ pub enum Outcome {
     Panic,
 }
 
-/// An emulator that can be told to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum EmulatorExit {
-    /// There is none.
-    None = 0,
-    /// QEMU's `isa-debug-exit` at port 0xf4.
-    Qemu = 1,
-    /// Bochs's shutdown port 0x8900.
-    Bochs = 2,
-}
+/// An [`EmulatorExit`].
+static EMULATOR: AtomicU8 = AtomicU8::new(EmulatorExit::None as u8);
+static POWER_OFF: Once<PowerOff> = Once::new();
 
-/// As configured; until then, what the processor says it is.
-static EMULATOR: AtomicU8 = AtomicU8::new(0);
+/// Polls of the PM1 control register for the firmware to hand it over.
+const ENABLE_POLLS: u32 = 100_000;
 
 /// Sets which emulator is told to end.
 pub fn set_emulator_exit(emulator: EmulatorExit) {
     EMULATOR.store(emulator as u8, Ordering::Relaxed);
 }
 
-/// Ends the run.
-pub fn end(outcome: Outcome) -> ! {
-    serial::drain();
-    // SAFETY: these ports belong to the emulator that the configuration names.
+/// Sets how the machine is switched off.
+pub fn set_power_off(how: PowerOff) {
+    POWER_OFF.call_once(|| how);
+}
+
+fn end_emulator(outcome: Outcome) {
+    let emulator = EMULATOR.load(Ordering::Relaxed);
+    // SAFETY: the configuration says that these ports belong to the emulator's exit device.
     unsafe {
-        match EMULATOR.load(Ordering::Relaxed) {
-            1 => x86::outl(
-                0xf4,
-                match outcome {
-                    Outcome::Success => 0x10,
-                    Outcome::Failure => 0x11,
-                    Outcome::Panic => 0x12,
-                },
-            ),
-            2 => {
-                let text: &[u8] = if outcome == Outcome::Success {
-                    b"D"
-                } else {
-                    b"Shutdown"
-                };
-                for byte in text {
-                    x86::outb(0x8900, *byte);
+        if emulator == EmulatorExit::Qemu as u8 {
+            let code = match outcome {
+                Outcome::Success => 0x10,
+                Outcome::Failure => 0x11,
+                Outcome::Panic => 0x12,
+            };
+            x86::outl(0xf4, code);
+        } else if emulator == EmulatorExit::Bochs as u8 {
+            let text: &[u8] = if outcome == Outcome::Success {
+                b"D"
+            } else {
+                b"Shutdown"
+            };
+            for byte in text {
+                x86::outb(0x8900, *byte);
+            }
+        }
+    }
+}
+
+/// Enters ACPI state S5 (ACPI 6.4, 7.4.2, 16.1.7).
+fn switch_off(how: &PowerOff) {
+    const SCI_ENABLE: u16 = 1 << 0;
+    const SLEEP_ENABLE: u16 = 1 << 13;
+    const SLEEP_TYPE_SHIFT: u32 = 10;
+    const SLEEP_TYPE: u16 = 7 << SLEEP_TYPE_SHIFT;
+    // SAFETY: the ACPI tables say that these are the PM1 control registers and the hand-over port.
+    unsafe {
+        if let Some((port, value)) = how.enable
+            && x86::inw(how.pm1a) & SCI_ENABLE == 0
+        {
+            x86::outb(port, value);
+            for _ in 0..ENABLE_POLLS {
+                if x86::inw(how.pm1a) & SCI_ENABLE != 0 {
+                    break;
                 }
             }
-            _ => {}
         }
+        let sleep = |port: u16, kind: u8| {
+            let other = x86::inw(port) & !(SLEEP_TYPE | SLEEP_ENABLE);
+            x86::outw(
+                port,
+                other | u16::from(kind) << SLEEP_TYPE_SHIFT | SLEEP_ENABLE,
+            );
+        };
+        sleep(how.pm1a, how.types.a);
+        if let Some(pm1b) = how.pm1b {
+            sleep(pm1b, how.types.b);
+        }
+    }
+}
+
+/// Ends the run: tells the emulator, else switches the machine off, else stops the processor. After a panic
+/// the machine stays on, so that the report stays readable.
+pub fn end(outcome: Outcome) -> ! {
+    serial::drain();
+    end_emulator(outcome);
+    if outcome != Outcome::Panic
+        && let Some(how) = POWER_OFF.get()
+    {
+        switch_off(how);
     }
     x86::halt()
 }
 
+/// Ends the run and leaves the machine on; an emulator is told to end.
+pub fn stay(outcome: Outcome) -> ! {
+    serial::drain();
+    end_emulator(outcome);
+    x86::halt()
+}
+
 /// Says why the host cannot go on and ends the run.
-pub fn fail(reason: core::fmt::Arguments<'_>) -> ! {
+pub fn fail(reason: Arguments<'_>) -> ! {
     log::error!("{reason}");
+    log::error!("the host cannot start");
     end(Outcome::Failure)
 }

@@ -119,7 +119,9 @@ pub fn write_in_panic(bytes: &[u8]) {
 
 /// Waits, bounded, until the last byte has left the shift register.
 pub fn drain() {
-    if let Some(uart) = PORT.lock().as_mut() {
+    if let Some(mut port) = PORT.try_lock()
+        && let Some(uart) = port.as_mut()
+    {
         for _ in 0..POLL_LIMIT {
             if uart
                 .lsr()

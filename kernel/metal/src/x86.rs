@@ -307,3 +307,26 @@ pub unsafe fn insw(port: u16, to: &mut [u16]) {
             options(nostack, preserves_flags));
     }
 }
+
+/// Fills `to` from a 32-bit data port.
+///
+/// # Safety
+///
+/// As [`inl`].
+pub unsafe fn insl(port: u16, to: &mut [u32]) {
+    // SAFETY: as in `insw`.
+    unsafe {
+        asm!("rep insd", in("dx") port, inout("rdi") to.as_mut_ptr() => _, inout("rcx") to.len() => _,
+            options(nostack, preserves_flags));
+    }
+}
+
+/// A word of the processor's entropy source; none if it has none ready. Only where CPUID shows RDSEED.
+pub fn rdseed() -> Option<u64> {
+    let (value, ready): (u64, u8);
+    // SAFETY: RDSEED changes nothing but its destination and the flags.
+    unsafe {
+        asm!("rdseed {}", "setc {}", out(reg) value, out(reg_byte) ready, options(nomem, nostack))
+    };
+    (ready != 0).then_some(value)
+}

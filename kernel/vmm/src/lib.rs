@@ -20,6 +20,7 @@ pub mod load;
 pub mod machine;
 pub mod memory;
 pub mod nondet;
+pub mod partition;
 pub mod profile;
 pub mod report;
 pub mod selftest;

@@ -56,7 +56,9 @@ pub fn find(
     if !sector.ends_with(&SIGNATURE) {
         return Err(PartitionError::NoSignature);
     }
-    let table = sector.get(TABLE..SECTOR_BYTES - SIGNATURE.len()).unwrap_or(&[]);
+    let table = sector
+        .get(TABLE..SECTOR_BYTES - SIGNATURE.len())
+        .unwrap_or(&[]);
     for (number, entry) in (1..).zip(table.chunks_exact(ENTRY_BYTES)) {
         let number_at = |at: usize| {
             let bytes = entry.get(at..at + 4).and_then(|b| b.try_into().ok());

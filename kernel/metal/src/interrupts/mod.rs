@@ -4,6 +4,7 @@
 //! window. A handler counts, acknowledges and returns: work is done by whoever opened the window.
 
 pub mod idt;
+pub mod legacy;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

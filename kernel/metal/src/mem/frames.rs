@@ -23,6 +23,8 @@ struct Frames {
     heap: Heap<ORDERS>,
     /// One bit per frame of physical memory from 0 up: 1 = handed out.
     owned: &'static mut [u64],
+    /// Likewise: 1 = under this allocator.
+    managed: &'static mut [u64],
     total: u64,
     used: u64,
     peak: u64,
@@ -61,7 +63,7 @@ pub fn init(boot: &Boot) -> Result<(), TooLittleMemory> {
         .max()
         .unwrap_or(0);
     let words = (top / PAGE_SIZE).div_ceil(64) as usize;
-    let map_bytes = (words as u64 * 8).next_multiple_of(PAGE_SIZE);
+    let map_bytes = (words as u64 * 16).next_multiple_of(PAGE_SIZE);
     let home = boot
         .regions()
         .iter()
@@ -70,13 +72,15 @@ pub fn init(boot: &Boot) -> Result<(), TooLittleMemory> {
         .find(|r| r.end - r.start >= map_bytes)
         .ok_or(TooLittleMemory)?;
     // SAFETY: the range is free RAM, mapped, aligned to a page and from now on used for this only.
-    let owned = unsafe {
+    let (owned, managed) = unsafe {
         core::ptr::write_bytes(physmap::ptr(Hpa(home.start)), 0, map_bytes as usize);
-        core::slice::from_raw_parts_mut(physmap::ptr(Hpa(home.start)).cast::<u64>(), words)
+        core::slice::from_raw_parts_mut(physmap::ptr(Hpa(home.start)).cast::<u64>(), 2 * words)
+            .split_at_mut(words)
     };
     let mut frames = Frames {
         heap: Heap::new(),
         owned,
+        managed,
         total: map_bytes,
         used: map_bytes,
         peak: map_bytes,
@@ -97,10 +101,22 @@ fn layout(bytes: u64, align: u64) -> Option<Layout> {
 }
 
 impl Frames {
+    /// Takes over a range. Panics if a part of it is managed already.
     fn add(&mut self, start: u64, end: u64) {
+        for frame in start / PAGE_SIZE..end / PAGE_SIZE {
+            let word = self.managed.get_mut((frame / 64) as usize);
+            let word = word.unwrap_or_else(|| panic!("frame {:#x} is not RAM", frame * PAGE_SIZE));
+            let bit = 1 << (frame % 64);
+            assert!(
+                *word & bit == 0,
+                "frame {:#x}: added twice",
+                frame * PAGE_SIZE
+            );
+            *word |= bit;
+        }
         if start < end {
-            // SAFETY: the range is free RAM, mapped, and no other range given to the heap overlaps it:
-            // the memory map was checked for overlaps.
+            // SAFETY: the range is free RAM, mapped, and no other range given to the heap overlaps it,
+            // as the bits just showed.
             unsafe {
                 self.heap.add_to_heap(
                     physmap::ptr(Hpa(start)) as usize,
@@ -197,6 +213,16 @@ pub fn alloc_run(order: u32) -> Option<Hpa> {
 pub fn free_run(hpa: Hpa, order: u32) {
     if let Some(frames) = FRAMES.lock().as_mut() {
         frames.free(hpa, PAGE_SIZE << order, PAGE_SIZE << order);
+    }
+}
+
+/// Takes over RAM that was not free at start. Panics if a part of it is managed already.
+pub fn donate(start: Hpa, end: Hpa) {
+    let start = start.0.max(LOW_MEMORY);
+    if let Some(frames) = FRAMES.lock().as_mut()
+        && start < end.0
+    {
+        frames.add(start, end.0);
     }
 }
 
