@@ -33,6 +33,8 @@ pub struct Config {
     pub when_idle: WhenIdle,
     /// How the host ends an emulator it runs in.
     pub emulator_exit: EmulatorExit,
+    /// Ticks by which the instruction counter is made wrong on purpose, to see the self-test reject it.
+    pub counter_skew: i64,
     /// The guests, in the order of the file.
     pub guests: Vec<Guest>,
 }
@@ -182,6 +184,8 @@ struct HostTable {
     when_idle: WhenIdle,
     #[serde(default)]
     emulator_exit: EmulatorExit,
+    #[serde(default)]
+    counter_skew: i64,
 }
 
 #[derive(Deserialize)]
@@ -268,6 +272,7 @@ impl Config {
             log_level: log_level(&check, &file.log)?,
             when_idle: file.host.when_idle,
             emulator_exit: file.host.emulator_exit,
+            counter_skew: file.host.counter_skew,
             guests,
         })
     }

@@ -1,6 +1,143 @@
-//! The vendor choice: which back end runs the guests.
+//! The vendor choice: which back end runs the guests, and whether its instruction counter is proven.
+//!
+//! `vmx` and `svm` are the same file by file. Above this module nobody knows which one runs.
 
-/// Runs all guests.
-pub fn start() {
-    log::info!("no back end yet");
+mod nested;
+mod proof;
+pub mod svm;
+pub mod vmx;
+
+use core::fmt;
+
+use vmm::cpu::{CounterKind, Vcpu};
+use vmm::selftest::{self, MEMORY_BYTES};
+
+use crate::guest_ram::GuestRam;
+
+/// What a vendor's back end offers the rest of the host.
+pub trait Backend {
+    /// Its name in the log.
+    const NAME: &'static str;
+    /// Its virtual processor.
+    type Vcpu: Vcpu<Memory = GuestRam>;
+    /// Why a virtual processor could not be made.
+    type NewError: fmt::Display;
+
+    /// A virtual processor in the state after power-on.
+    ///
+    /// # Errors
+    ///
+    /// No memory, or the processor has no identifier left for it.
+    fn new_vcpu(&self) -> Result<Self::Vcpu, Self::NewError>;
+
+    /// Measures how instructions can be counted here. Virtual processors made from now on count that way;
+    /// before, they count exits.
+    ///
+    /// # Errors
+    ///
+    /// No memory for the guests that are measured.
+    fn calibrate(&mut self) -> Result<CounterKind, Self::NewError>;
+
+    /// Virtual processors made from now on count exits instead of instructions.
+    fn reject_counter(&mut self);
+
+    /// Makes the calibrated cost of an entry wrong by `ticks`, for the test that a wrong counter is
+    /// noticed.
+    fn skew_counter(&mut self, ticks: i64);
+}
+
+/// The back end of this processor.
+pub enum Vendor {
+    /// Intel.
+    Vmx(vmx::Vmx),
+    /// AMD.
+    Svm(svm::Svm),
+}
+
+/// Why this host cannot run guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// The processor has VT-x, but not as it is needed.
+    Vmx(vmx::Unsupported),
+    /// The processor has SVM, but not as it is needed.
+    Svm(svm::Unsupported),
+    /// The processor has neither.
+    Neither,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vmx(error) => error.fmt(f),
+            Self::Svm(error) => error.fmt(f),
+            Self::Neither => f.write_str("the processor has neither VT-x nor SVM"),
+        }
+    }
+}
+
+impl Vendor {
+    /// Chooses the vendor and switches its extension on.
+    ///
+    /// # Errors
+    ///
+    /// What the processor lacks.
+    pub fn enable() -> Result<Self, Unsupported> {
+        match (vmx::Vmx::detect(), svm::Svm::detect()) {
+            (Ok(_), _) => vmx::Vmx::enable().map(Self::Vmx).map_err(Unsupported::Vmx),
+            (_, Ok(_)) => svm::Svm::enable().map(Self::Svm).map_err(Unsupported::Svm),
+            (Err(vmx::Unsupported::NoVmx), Err(svm::Unsupported::NoSvm)) => {
+                Err(Unsupported::Neither)
+            }
+            (Err(vmx::Unsupported::NoVmx), Err(error)) => Err(Unsupported::Svm(error)),
+            (Err(error), _) => Err(Unsupported::Vmx(error)),
+        }
+    }
+}
+
+/// Calibrates the instruction counter and lets it prove itself; takes it away if it cannot. `skew` makes it
+/// wrong on purpose.
+pub fn prove_counter<B: Backend>(backend: &mut B, skew: i64, seed: u64) {
+    match backend.calibrate() {
+        Ok(CounterKind::Tsc) => {
+            backend.skew_counter(skew);
+            match proof(backend, seed) {
+                Ok(proof) => {
+                    log::info!(
+                        "counter: exact, proven on {} instructions with {} landings",
+                        proof.instructions,
+                        proof.landings
+                    );
+                    return;
+                }
+                Err(reason) => log::error!("counter: rejected by the self-test: {reason}"),
+            }
+        }
+        Ok(CounterKind::ExitOrdinal) => {}
+        Err(error) => log::error!("counter: not calibrated: {error}"),
+    }
+    backend.reject_counter();
+    log::warn!("counter: none is exact; events are delivered at deterministic exits only");
+}
+
+fn proof<B: Backend>(backend: &B, seed: u64) -> Result<selftest::Proof, Failure<B::NewError>> {
+    let mut memory = GuestRam::new(MEMORY_BYTES).map_err(|_| Failure::NoMemory)?;
+    let mut vcpu = backend.new_vcpu().map_err(Failure::New)?;
+    selftest::prove(&mut vcpu, &mut memory, &proof::programs(), seed).map_err(Failure::Rejected)
+}
+
+/// Why a proof came to nothing.
+enum Failure<E> {
+    NoMemory,
+    New(E),
+    Rejected(selftest::Rejection),
+}
+
+impl<E: fmt::Display> fmt::Display for Failure<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::NoMemory => f.write_str("no memory for it"),
+            Failure::New(error) => error.fmt(f),
+            Failure::Rejected(reason) => reason.fmt(f),
+        }
+    }
 }

@@ -53,9 +53,11 @@ pub(crate) fn random<V: Vcpu>(
 ) -> Next {
     let value = machine.door.take(host, Question::Random);
     write_sized(machine.vcpu.gprs_mut(), register, size, value);
-    // Success: CF set, the other arithmetic flags cleared (SDM 2B, RDRAND).
+    // CF says whether there was a value, the other arithmetic flags are cleared (SDM 2B, RDRAND). Zero is
+    // what a host without entropy gives.
     let arithmetic = Rflags::CF | Rflags::PF | Rflags::AF | Rflags::ZF | Rflags::SF | Rflags::OF;
-    let flags = (machine.vcpu.rflags() - arithmetic) | Rflags::CF;
+    let mut flags = machine.vcpu.rflags() - arithmetic;
+    flags.set(Rflags::CF, value != 0);
     machine.vcpu.set_rflags(flags);
     Next::Retire
 }

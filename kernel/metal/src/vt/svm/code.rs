@@ -71,7 +71,8 @@ impl Vcpu {
     }
 
     /// Looks up the page of RIP.
-    fn fill_code_page(&mut self, memory: &GuestRam) {
+    #[cold]
+    pub(super) fn fill_code_page(&mut self, memory: &GuestRam) {
         let linear = self.linear_rip();
         let access = Access {
             write: false,
@@ -90,26 +91,11 @@ impl Vcpu {
         .unwrap_or(CodePage::NONE);
     }
 
-    /// Whether the bytes at RIP are this two-byte instruction, without prefixes.
+    /// Whether the bytes at RIP, seen through `mask`, are this instruction of up to two bytes without prefixes. Looks
+    /// only at the page looked at last.
     #[inline]
-    pub(super) fn is_at_rip(&mut self, memory: &GuestRam, opcode: [u8; 2]) -> bool {
-        let wanted = Some(u16::from_le_bytes(opcode));
-        if self.cached_word() == wanted {
-            return true;
-        }
-        self.fill_code_page(memory);
-        self.cached_word() == wanted
-    }
-
-    /// Whether the byte at RIP is this one-byte instruction, without prefixes.
-    #[inline]
-    pub(super) fn byte_is_at_rip(&mut self, memory: &GuestRam, opcode: u8) -> bool {
-        let matches = |word: Option<u16>| word.is_some_and(|word| word as u8 == opcode);
-        if matches(self.cached_word()) {
-            return true;
-        }
-        self.fill_code_page(memory);
-        matches(self.cached_word())
+    pub(super) fn is_in_code_page(&self, opcode: u16, mask: u16) -> bool {
+        self.cached_word().is_some_and(|word| word & mask == opcode)
     }
 
     /// The control registers that decide about paging and decoding. XCR0 is not among them.
@@ -127,6 +113,8 @@ impl Vcpu {
     }
 
     /// Decodes the instruction at RIP. `None`: it cannot be read or is none.
+    #[cold]
+    #[inline(never)]
     pub(super) fn instruction(&self, memory: &GuestRam) -> Option<Instruction> {
         let control = self.paging();
         let cs = Segment::from(self.vmcb.save.cs);

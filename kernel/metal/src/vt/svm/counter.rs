@@ -51,6 +51,13 @@ const LONGEST: u64 = 1 << 31;
 const SHORTEST: u64 = 2000;
 
 impl Counting {
+    /// Counting exits.
+    pub(super) fn exit_ordinal() -> Self {
+        Self::ExitOrdinal {
+            timer_ratio: timer_ratio(),
+        }
+    }
+
     /// The kind the seam knows.
     pub const fn kind(&self) -> CounterKind {
         match self {
@@ -93,12 +100,14 @@ impl Vcpu {
             Counting::ExitOrdinal { .. } => (0, 0),
         };
         if left_at != 0 {
-            self.counts.host_ticks = self
-                .counts
-                .host_ticks
-                .wrapping_add(between)
-                .wrapping_add(overhead);
+            let ticks = if self.after_ram_fault {
+                &mut self.counts.ram_fault_ticks
+            } else {
+                &mut self.counts.host_ticks
+            };
+            *ticks = ticks.wrapping_add(between).wrapping_add(overhead);
         }
+        self.after_ram_fault = false;
         self.icount = self.icount.wrapping_add(retired);
         retired
     }
@@ -163,9 +172,7 @@ pub(super) fn calibrate(svm: &Svm) -> Result<Counting, NewError> {
     let constants = constants(&mut vcpu, &mut memory);
     Ok(match constants {
         Some(constants) => Counting::Tsc(constants),
-        None => Counting::ExitOrdinal {
-            timer_ratio: timer_ratio(),
-        },
+        None => Counting::exit_ordinal(),
     })
 }
 

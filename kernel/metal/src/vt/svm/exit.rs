@@ -30,16 +30,38 @@ pub(super) const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 /// B0 … B3, BD, BS, BT.
 const DR6_CAUSES: u64 = 0xe00f;
 
-const CPUID: [u8; 2] = [0x0f, 0xa2];
-const RDTSC: [u8; 2] = [0x0f, 0x31];
-const RDMSR: [u8; 2] = [0x0f, 0x32];
-const WRMSR: [u8; 2] = [0x0f, 0x30];
-const RDPMC: [u8; 2] = [0x0f, 0x33];
-const HLT: u8 = 0xf4;
+/// An instruction without prefixes: its first two bytes, those of their bits that count, its length.
+#[derive(Clone, Copy)]
+struct Plain(u16, u16, u8);
+
+impl Plain {
+    const CPUID: Self = Self(0xa20f, 0xffff, 2);
+    const RDTSC: Self = Self(0x310f, 0xffff, 2);
+    const RDMSR: Self = Self(0x320f, 0xffff, 2);
+    const WRMSR: Self = Self(0x300f, 0xffff, 2);
+    const RDPMC: Self = Self(0x330f, 0xffff, 2);
+    const HLT: Self = Self(0x00f4, 0x00ff, 1);
+    /// No two bytes are this.
+    const UNKNOWN: Self = Self(1, 0, 0);
+
+    /// What most programs execute to cause an exit.
+    #[inline]
+    fn of(code: ExitCode, info_1: u64) -> Self {
+        match code {
+            ExitCode::CPUID => Self::CPUID,
+            ExitCode::RDTSC => Self::RDTSC,
+            ExitCode::MSR if info_1 & 1 == 0 => Self::RDMSR,
+            ExitCode::MSR => Self::WRMSR,
+            ExitCode::RDPMC => Self::RDPMC,
+            ExitCode::HLT => Self::HLT,
+            _ => Self::UNKNOWN,
+        }
+    }
+}
 
 impl Vcpu {
     /// Decodes the last exit.
-    #[inline]
+    #[inline(always)]
     pub(super) fn dispatch(&mut self, memory: &mut GuestRam) -> Next {
         let control = &self.vmcb.control;
         let code = ExitCode::from_field(control.exit_code);
@@ -48,7 +70,11 @@ impl Vcpu {
             ExitCode::CPUID => Exit::Cpuid,
             ExitCode::RDTSC => self.time_stamp(memory),
             ExitCode::MSR if info_1 & 1 == 0 => Exit::ReadMsr,
-            ExitCode::MSR => Exit::WriteMsr,
+            ExitCode::MSR => {
+                // A write of EFER may change how the instruction decodes: its length is taken now.
+                self.length = self.length_at_exit(memory);
+                Exit::WriteMsr
+            }
             ExitCode::IOIO => self.port(info_1),
             ExitCode::NESTED_PAGE_FAULT => return self.nested_fault(memory),
             ExitCode::HLT => Exit::Hlt,
@@ -115,12 +141,18 @@ impl Vcpu {
     /// QEMU reports RDTSCP as RDTSC, and has counted it.
     #[inline]
     fn time_stamp(&mut self, memory: &GuestRam) -> Exit {
-        let emulated = self.counting.kind() == CounterKind::Tsc;
-        if !emulated || self.is_at_rip(memory, RDTSC) {
+        let Plain(opcode, mask, length) = Plain::RDTSC;
+        if self.counting.kind() != CounterKind::Tsc {
             return Exit::Rdtsc;
         }
-        match self.instruction(memory).map(|i| i.mnemonic()) {
-            Some(Mnemonic::Rdtscp) => {
+        if self.is_in_code_page(opcode, mask) {
+            self.length = length;
+            return Exit::Rdtsc;
+        }
+        self.fill_code_page(memory);
+        match self.instruction(memory) {
+            Some(instruction) if instruction.mnemonic() == Mnemonic::Rdtscp => {
+                self.length = instruction.len() as u8;
                 self.icount = self.icount.wrapping_sub(1);
                 Exit::Rdtscp
             }
@@ -148,7 +180,7 @@ impl Vcpu {
     }
 
     /// Maps RAM that the guest touches for the first time.
-    #[inline]
+    #[inline(never)]
     fn nested_fault(&mut self, memory: &mut GuestRam) -> Next {
         let gpa = Gpa(self.vmcb.control.exit_info_2);
         let fault = NptFault::decode(self.vmcb.control.exit_info_1);
@@ -166,6 +198,7 @@ impl Vcpu {
         }
         memory.mark_touched(gpa);
         self.counts.ram_faults = self.counts.ram_faults.wrapping_add(1);
+        self.after_ram_fault = true;
         Next::Again
     }
 
@@ -188,6 +221,7 @@ impl Vcpu {
         reported: Option<arch::regs::Gpr>,
     ) -> Exit {
         if let Some(register) = reported {
+            self.length = self.length_at_exit(memory);
             let value = self.cr_source(register);
             return Exit::WriteCr { cr, value };
         }
@@ -270,28 +304,31 @@ impl Vcpu {
     }
 
     /// Bytes of the instruction of the last exit.
+    #[inline]
     pub(super) fn length_at_exit(&mut self, memory: &GuestRam) -> u8 {
         if self.length != 0 {
             return self.length;
         }
+        let control = &self.vmcb.control;
         if self.capabilities.features.contains(SvmFeatures::NEXT_RIP) {
-            let length = self.vmcb.control.next_rip.wrapping_sub(self.vmcb.save.rip);
+            let length = control.next_rip.wrapping_sub(self.vmcb.save.rip);
             if matches!(length, 1..=15) {
                 return length as u8;
             }
         }
-        let control = &self.vmcb.control;
-        let plain = match ExitCode::from_field(control.exit_code) {
-            ExitCode::CPUID => self.is_at_rip(memory, CPUID),
-            ExitCode::RDTSC => self.is_at_rip(memory, RDTSC),
-            ExitCode::RDPMC => self.is_at_rip(memory, RDPMC),
-            ExitCode::MSR if control.exit_info_1 & 1 == 0 => self.is_at_rip(memory, RDMSR),
-            ExitCode::MSR => self.is_at_rip(memory, WRMSR),
-            ExitCode::HLT if self.byte_is_at_rip(memory, HLT) => return 1,
-            _ => false,
-        };
-        if plain {
-            return 2;
+        let code = ExitCode::from_field(control.exit_code);
+        let plain = Plain::of(code, control.exit_info_1);
+        if self.is_in_code_page(plain.0, plain.1) {
+            return plain.2;
+        }
+        self.length_in_memory(memory, plain)
+    }
+
+    #[cold]
+    fn length_in_memory(&mut self, memory: &GuestRam, plain: Plain) -> u8 {
+        self.fill_code_page(memory);
+        if self.is_in_code_page(plain.0, plain.1) {
+            return plain.2;
         }
         match self.instruction(memory) {
             Some(instruction) => instruction.len() as u8,

@@ -1,5 +1,6 @@
 //! The AMD SVM back end (APM 2 chapter 15): switching SVM on. The virtual processor is in [`vcpu`].
 
+mod backend;
 mod bitmaps;
 pub mod capabilities;
 mod code;

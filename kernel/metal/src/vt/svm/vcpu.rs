@@ -94,6 +94,8 @@ pub struct Vcpu {
     /// DR6 as the guest reads it.
     pub(super) dr6: u64,
     pub(super) counts: HostLocalCounts,
+    /// The last exit was a first touch of RAM.
+    pub(super) after_ram_fault: bool,
     pub(super) capabilities: Capabilities,
     processor: &'static Processor,
     backup: Option<Backup>,
@@ -140,6 +142,7 @@ impl Vcpu {
             code_page: CodePage::NONE,
             dr6: 0,
             counts: HostLocalCounts::default(),
+            after_ram_fault: false,
             capabilities: svm.capabilities,
             processor: svm.processor,
             backup: None,

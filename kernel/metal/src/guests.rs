@@ -1,0 +1,158 @@
+//! The guests of this host: made from the configuration, run in turn, reported when they stop.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng, SeedableRng};
+use vmm::config::{Config, Guest};
+use vmm::cpu::Vcpu;
+use vmm::host::Host;
+use vmm::load::{GuestFiles, load};
+use vmm::machine::{Machine, Stop};
+use vmm::profile::{Leaf, Profile};
+use vmm::report::{Dump, Exits};
+
+use crate::archive::Archive;
+use crate::entropy::Entropy;
+use crate::guest_ram::GuestRam;
+use crate::power::{self, Outcome};
+use crate::vt::{self, Backend, Vendor};
+use crate::{logger, mem, time, x86};
+
+/// Host time that a guest gets before the next one's turn, in nanoseconds.
+const SLICE_NS: u64 = 10_000_000;
+
+impl GuestFiles for Archive {
+    fn file(&self, name: &str) -> Option<&[u8]> {
+        Archive::file(self, name)
+    }
+}
+
+/// What guests ask of this host.
+struct BareMetal {
+    random: Option<ChaCha20Rng>,
+}
+
+impl Host for BareMetal {
+    fn now_ns(&mut self) -> u64 {
+        time::now_ns()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random.as_mut().map_or(0, Rng::next_u64)
+    }
+
+    fn console_line(&mut self, guest: &str, line: &[u8]) {
+        logger::plain(format_args!("{guest}| {}", Printable(line)));
+    }
+}
+
+/// Bytes of a guest as text: what is not ASCII is shown as `?`.
+struct Printable<'a>(&'a [u8]);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |b: &u8| if b.is_ascii() { char::from(*b) } else { '?' };
+        self.0.iter().try_for_each(|b| f.write_char(shown(b)))
+    }
+}
+
+/// Runs all guests until each has stopped. Success means that all ended as they wanted.
+pub fn run(config: &Config, archive: Archive, entropy: Option<Entropy>) -> Outcome {
+    let random = entropy.map(|entropy| ChaCha20Rng::from_seed(entropy.0));
+    let host = BareMetal { random };
+    match Vendor::enable() {
+        Ok(Vendor::Vmx(vmx)) => run_on(vmx, archive, config, host),
+        Ok(Vendor::Svm(svm)) => run_on(svm, archive, config, host),
+        Err(error) => power::fail(format_args!("{error}")),
+    }
+}
+
+fn run_on<B: Backend>(
+    mut backend: B,
+    archive: Archive,
+    config: &Config,
+    mut host: BareMetal,
+) -> Outcome {
+    log::info!("guests are run by {}", B::NAME);
+    vt::prove_counter(&mut backend, config.counter_skew, host.random());
+    let profile = Profile::new(&|leaf, subleaf| {
+        let answer = x86::cpuid(leaf, subleaf);
+        Leaf {
+            eax: answer.eax,
+            ebx: answer.ebx,
+            ecx: answer.ecx,
+            edx: answer.edx,
+        }
+    });
+    let mut outcome = Outcome::Success;
+    let mut machines = Vec::with_capacity(config.guests.len());
+    for guest in &config.guests {
+        match start(&backend, guest, &archive, &profile) {
+            Ok(machine) => machines.push(machine),
+            Err(reason) => {
+                log::error!("vm {}: not started: {reason}", guest.name);
+                outcome = Outcome::Failure;
+            }
+        }
+    }
+    drop(archive);
+    log::info!("memory| hypervisor_kib={}", mem::usage().hypervisor >> 10);
+    log::info!("boot| entry_to_first_guest_ms={}", time::now_ns() / 1_000_000);
+    let budget = (u128::from(time::tsc_frequency()) * u128::from(SLICE_NS) / 1_000_000_000) as u64;
+    while !machines.is_empty() {
+        machines.retain_mut(|machine| match machine.run(&mut host, budget) {
+            None => true,
+            Some(stop) => {
+                report(machine, stop);
+                if !stop.is_success() {
+                    outcome = Outcome::Failure;
+                }
+                false
+            }
+        });
+    }
+    outcome
+}
+
+fn start<B: Backend>(
+    backend: &B,
+    guest: &Guest,
+    archive: &Archive,
+    profile: &Profile,
+) -> Result<Machine<B::Vcpu>, String> {
+    let mut memory = GuestRam::new(guest.memory_mib << 20).map_err(|error| {
+        alloc::format!(
+            "vm.memory_mib: {} KiB wanted, {} KiB free",
+            error.wanted >> 10,
+            error.available >> 10
+        )
+    })?;
+    let state = load(&guest.image, archive, &mut memory).map_err(|error| error.to_string())?;
+    let mut vcpu = backend.new_vcpu().map_err(|error| error.to_string())?;
+    vcpu.restore(&state);
+    log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
+    Ok(Machine::new(
+        guest.name.clone(),
+        vcpu,
+        memory,
+        profile.clone(),
+        guest.test_devices,
+        guest.instruction_limit,
+    ))
+}
+
+fn report<V: Vcpu>(machine: &Machine<V>, stop: Stop) {
+    logger::plain(format_args!("vm {}: stopped: {stop}", machine.name));
+    lines(&Exits(machine).to_string());
+    if stop.wants_dump() {
+        lines(&Dump(machine).to_string());
+    }
+}
+
+fn lines(text: &str) {
+    text.lines()
+        .for_each(|line| logger::plain(format_args!("{line}")));
+}

@@ -1,0 +1,30 @@
+//! What the rest of the host asks of SVM.
+
+use vmm::cpu::CounterKind;
+
+use super::{Counting, NewError, Svm, Vcpu};
+use crate::vt::Backend;
+
+impl Backend for Svm {
+    const NAME: &'static str = "SVM";
+    type Vcpu = Vcpu;
+    type NewError = NewError;
+
+    fn new_vcpu(&self) -> Result<Vcpu, NewError> {
+        Vcpu::new(self)
+    }
+
+    fn calibrate(&mut self) -> Result<CounterKind, NewError> {
+        Svm::calibrate(self)
+    }
+
+    fn reject_counter(&mut self) {
+        self.counting = Counting::exit_ordinal();
+    }
+
+    fn skew_counter(&mut self, ticks: i64) {
+        if let Counting::Tsc(constants) = &mut self.counting {
+            constants.overhead = constants.overhead.wrapping_add_signed(ticks);
+        }
+    }
+}
