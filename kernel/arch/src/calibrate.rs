@@ -31,7 +31,7 @@ pub const PM_TIMER_HZ: u64 = 3_579_545;
 pub const PIT_HZ: u64 = 1_193_182;
 
 /// Slowest and fastest credible time-stamp counter, in Hz; an emulator's may be slow.
-const TSC_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=20_000_000_000;
+const TSC_HZ: core::ops::RangeInclusive<u64> = 1_000_000..=10_000_000_000;
 
 /// How far two clocks may disagree before it is worth a warning, in parts per million.
 pub const TOLERANCE_PPM: u64 = 10_000;

@@ -15,6 +15,8 @@ mod acpi;
 mod apic;
 mod archive;
 mod boot_info;
+#[cfg(feature = "bringup-tests")]
+mod bringup_tests;
 mod disk;
 mod entropy;
 mod fpu;
@@ -101,10 +103,14 @@ extern "C" fn go_on() -> ! {
     }
     start_clocks(&platform);
     smp::report(&platform);
-    pci::enumerate(&platform);
+    let functions = pci::enumerate(&platform);
     let archive = Archive::open(ramdisk).unwrap_or_else(|error| fail(format_args!("{error}")));
     log::debug!("guest files: {} KiB", archive.bytes() >> 10);
     let config = configure(&archive);
+    // The level is known only now.
+    pci::list(&functions);
+    #[cfg(feature = "bringup-tests")]
+    bringup_tests::run(&archive);
     let entropy = match entropy::gather(archive.seed()) {
         Ok((entropy, source)) => {
             log::info!("entropy: {source}");

@@ -204,7 +204,12 @@ pub fn enumerate(platform: &Platform) -> Vec<Function> {
             "memory"
         }
     );
-    for function in &functions {
+    functions
+}
+
+/// Lists the functions in the log, at level "debug".
+pub fn list(functions: &[Function]) {
+    for function in functions {
         let (vendor, device) = function.id;
         let (base, sub, interface) = function.class;
         log::debug!(
@@ -220,5 +225,4 @@ pub fn enumerate(platform: &Platform) -> Vec<Function> {
             );
         }
     }
-    functions
 }
