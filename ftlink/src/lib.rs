@@ -6,4 +6,8 @@
 
 extern crate alloc;
 
+pub mod channel;
+pub mod counters;
 pub mod ids;
+pub mod stream;
+pub mod wire;
