@@ -20,6 +20,7 @@ impl<V: Vcpu> Machine<V> {
     /// Runs the guest for about `budget` host TSC ticks or until it stops. Returns why it stopped, at
     /// once if it had already.
     pub fn run(&mut self, host: &mut impl Host, budget: u64) -> Option<Stop> {
+        self.stats.resume();
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;
@@ -49,7 +50,7 @@ impl<V: Vcpu> Machine<V> {
             if let Some(status) = self.board.exit_status() {
                 self.stop = Some(Stop::ExitStatus(status));
             }
-            if exit == Exit::HostWork {
+            if matches!(exit, Exit::HostWork) {
                 break;
             }
         }

@@ -142,27 +142,38 @@ pub struct Trace {
     pub icount: u64,
 }
 
-/// Exits kept for a dump.
+/// Exits kept for a dump; a power of two.
 pub const TRACES: usize = 16;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Total {
+    count: u64,
+    ticks: u64,
+}
 
 /// The counts of one guest.
 #[derive(Clone, Debug)]
 pub struct ExitStatistics {
-    counts: [u64; Reason::COUNT],
-    ticks: [u64; Reason::COUNT],
-    traces: [Option<Trace>; TRACES],
-    next_trace: usize,
+    totals: [Total; Reason::COUNT],
+    traces: [Trace; TRACES],
+    /// Exits noted in all: those that `traces` holds are the last ones.
+    noted: u64,
+    /// Whose cost the next entry ends.
     last: Option<Reason>,
     last_host_ticks: u64,
 }
 
 impl Default for ExitStatistics {
     fn default() -> Self {
+        let none = Trace {
+            reason: Reason::HostWork,
+            rip: 0,
+            icount: 0,
+        };
         Self {
-            counts: [0; Reason::COUNT],
-            ticks: [0; Reason::COUNT],
-            traces: [None; TRACES],
-            next_trace: 0,
+            totals: [Total::default(); Reason::COUNT],
+            traces: [none; TRACES],
+            noted: 0,
             last: None,
             last_host_ticks: 0,
         }
@@ -170,45 +181,48 @@ impl Default for ExitStatistics {
 }
 
 impl ExitStatistics {
+    /// The guest gets the processor: what the host did meanwhile for others is no exit's cost.
+    pub fn resume(&mut self) {
+        self.last = None;
+    }
+
     /// Notes an exit. `host_ticks` is the processor's running total, which has grown since the last exit
     /// by what handling that one and entering again took.
     #[inline]
     pub fn record(&mut self, trace: Trace, host_ticks: u64) {
         let spent = host_ticks.wrapping_sub(self.last_host_ticks);
         self.last_host_ticks = host_ticks;
-        if let Some(ticks) = self.last.and_then(|r| self.ticks.get_mut(r as usize)) {
+        if let Some(last) = self.last {
+            let ticks = &mut self.totals[last as usize].ticks;
             *ticks = ticks.wrapping_add(spent);
         }
-        if let Some(count) = self.counts.get_mut(trace.reason as usize) {
-            *count += 1;
-        }
         self.last = Some(trace.reason);
-        if let Some(place) = self.traces.get_mut(self.next_trace % TRACES) {
-            *place = Some(trace);
-        }
-        self.next_trace = (self.next_trace + 1) % TRACES;
+        let count = &mut self.totals[trace.reason as usize].count;
+        *count = count.wrapping_add(1);
+        self.traces[self.noted as usize % TRACES] = trace;
+        self.noted = self.noted.wrapping_add(1);
     }
 
     /// How often, and host ticks in all, for each reason that occurred. The last exit's cost is not in
     /// it: the guest has not been entered again.
     pub fn totals(&self) -> impl Iterator<Item = (Reason, u64, u64)> + '_ {
-        ALL.iter().filter_map(|reason| {
-            let count = self.count(*reason);
-            let ticks = self.ticks.get(*reason as usize).copied().unwrap_or(0);
-            (count != 0).then_some((*reason, count, ticks))
-        })
+        let occurred = ALL
+            .iter()
+            .zip(&self.totals)
+            .filter(|(_, total)| total.count != 0);
+        occurred.map(|(reason, total)| (*reason, total.count, total.ticks))
     }
 
     /// How often a reason occurred.
     #[must_use]
     pub fn count(&self, reason: Reason) -> u64 {
-        self.counts.get(reason as usize).copied().unwrap_or(0)
+        self.totals[reason as usize].count
     }
 
     /// The last exits, oldest first.
     pub fn traces(&self) -> impl Iterator<Item = &Trace> + '_ {
-        let (newer, older) = self.traces.split_at(self.next_trace.min(TRACES));
-        older.iter().chain(newer).flatten()
+        let kept = self.noted.min(TRACES as u64);
+        (self.noted - kept..self.noted).map(|n| &self.traces[n as usize % TRACES])
     }
 }
 
@@ -278,6 +292,16 @@ mod tests {
         stats.record(trace(Reason::Cpuid, 2), 350);
         let totals: Vec<_> = stats.totals().collect();
         assert_eq!(totals, [(Reason::Cpuid, 2, 100), (Reason::Hlt, 1, 200)]);
+    }
+
+    #[test]
+    fn time_spent_on_others_is_nobodys_cost() {
+        let mut stats = ExitStatistics::default();
+        stats.record(trace(Reason::Cpuid, 0), 50);
+        stats.resume();
+        stats.record(trace(Reason::Cpuid, 1), 10_050);
+        stats.record(trace(Reason::Cpuid, 2), 10_150);
+        assert_eq!(stats.totals().next(), Some((Reason::Cpuid, 3, 100)));
     }
 
     #[test]
