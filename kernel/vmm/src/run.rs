@@ -62,38 +62,54 @@ impl<V: Vcpu> Machine<V> {
 
     /// Gives the processor what it can take now, asks for a window for what it cannot, and says how far
     /// it may run.
+    #[inline]
     fn place(&mut self) -> Icount {
         let now = self.vcpu.icount();
         if now >= self.limit {
             self.stop = Some(Stop::InstructionLimit);
             return now;
         }
+        match self.board.due() {
+            Some(due) if due > now => due.min(self.limit),
+            Some(_) => {
+                self.deliver(now);
+                self.limit
+            }
+            None => {
+                if self.halted {
+                    self.stop = Some(Stop::Halted);
+                }
+                self.limit
+            }
+        }
+    }
+
+    /// Hands over the event that devices hold pending, or asks for the window in which it can be taken.
+    fn deliver(&mut self, now: Icount) {
         let pending = self
             .board
             .pending(now)
             .filter(|event| self.above_task_priority(event));
-        let window = pending.map(|event| match event.kind {
+        let Some(event) = pending else {
+            if self.halted {
+                self.stop = Some(Stop::Halted);
+            }
+            return;
+        };
+        let window = match event.kind {
             EventKind::Nmi => Window::Nmi,
             _ => Window::Interrupt,
-        });
-        if let (Some(event), Some(window)) = (pending, window) {
-            if self.vcpu.can_take(window) {
-                self.halted = false;
-                self.board.delivered();
-                self.inject(event);
-                self.vcpu.request_window(window, false);
-            } else if self.halted {
-                // Interrupts are off and only an interrupt is pending: nothing can wake it.
-                self.stop = Some(Stop::Halted);
-            } else {
-                self.vcpu.request_window(window, true);
-            }
+        };
+        if self.vcpu.can_take(window) {
+            self.halted = false;
+            self.board.delivered();
+            self.inject(event);
+            self.vcpu.request_window(window, false);
         } else if self.halted {
+            // Interrupts are off and only an interrupt is pending: nothing can wake it.
             self.stop = Some(Stop::Halted);
-        }
-        match self.board.due() {
-            Some(due) if due > now => due.min(self.limit),
-            _ => self.limit,
+        } else {
+            self.vcpu.request_window(window, true);
         }
     }
 
