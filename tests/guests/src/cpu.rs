@@ -251,6 +251,22 @@ pub unsafe fn sti_hlt() {
     unsafe { asm!("sti", "hlt", "cli") };
 }
 
+/// Lets interrupts in for a moment; if `wait`, sleeps until one comes.
+///
+/// # Safety
+/// A handler is installed.
+pub unsafe fn sti_and_wait(wait: bool) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        if wait {
+            sti_hlt();
+        } else {
+            sti();
+        }
+    }
+    cli();
+}
+
 /// Keeps the optimiser from knowing a value.
 pub fn opaque<T>(value: T) -> T {
     core::hint::black_box(value)

@@ -26,6 +26,7 @@ pub mod racy;
 pub mod random;
 pub mod scratch;
 pub mod state;
+pub mod user;
 
 use core::panic::PanicInfo;
 

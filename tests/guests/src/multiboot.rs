@@ -123,3 +123,8 @@ pub fn memory_end() -> u64 {
     let basic = basic_memory().map_or(0, |(_, upper)| 0x10_0000 + u64::from(upper) * 1024);
     from_map.unwrap_or(basic)
 }
+
+/// Where the information lies.
+pub fn address() -> u64 {
+    u64::from(MULTIBOOT_INFO.load(Relaxed))
+}
