@@ -6,8 +6,12 @@
 
 extern crate alloc;
 
+pub mod arbiter;
 pub mod channel;
 pub mod counters;
+pub mod detector;
+pub mod fence;
 pub mod ids;
+pub mod role;
 pub mod stream;
 pub mod wire;
