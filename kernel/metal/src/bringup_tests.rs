@@ -7,7 +7,6 @@ use arch::addr::PAGE_SIZE;
 
 use crate::archive::Archive;
 use crate::mem::{frames, physmap};
-use crate::x86;
 
 /// Performs the fault that the guest files ask for, if they ask for one.
 pub fn run(archive: &Archive) {
@@ -81,7 +80,7 @@ fn non_maskable() {
     let before = crate::interrupts::counters().nmi;
     crate::apic::send_nmi_to_self();
     for _ in 0..1000 {
-        x86::pause();
+        core::hint::spin_loop();
     }
     assert_eq!(
         crate::interrupts::counters().nmi,

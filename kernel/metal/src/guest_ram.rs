@@ -77,7 +77,7 @@ impl GuestRam {
     }
 
     /// Bytes of RAM in frames marked as touched.
-    pub fn touched_bytes(&self) -> u64 {
+    fn touched_bytes(&self) -> u64 {
         let frames: u64 = self
             .touched
             .iter()
@@ -143,6 +143,11 @@ impl GuestMemory for GuestRam {
 
 impl Drop for GuestRam {
     fn drop(&mut self) {
+        log::debug!(
+            "guest RAM: {} of {} MiB were touched",
+            self.touched_bytes() >> 20,
+            self.size >> 20
+        );
         for frame in self.frames.drain(..) {
             frames::free_large(frame);
             ALLOCATED.fetch_sub(LARGE_PAGE_SIZE, Ordering::Relaxed);

@@ -122,10 +122,33 @@ extern "C" fn go_on() -> ! {
         }
     };
     let outcome = guests::run(&config, archive, entropy);
+    report();
     logger::plain(format_args!("duet: all guests stopped"));
     match config.when_idle {
         WhenIdle::Poweroff => power::end(outcome),
         WhenIdle::Halt => power::stay(outcome),
+    }
+}
+
+/// What the host went through besides running guests.
+fn report() {
+    let taken = interrupts::counters();
+    log::debug!(
+        "host interrupts: {} timer, {} NMI, {} spurious, {} unexpected",
+        taken.timer,
+        taken.nmi,
+        taken.spurious,
+        taken.unexpected
+    );
+    if taken.error > 0 {
+        log::warn!(
+            "LAPIC: {} errors, status {:#x}",
+            taken.error,
+            taken.error_status
+        );
+    }
+    if serial::dropped() > 0 {
+        log::warn!("serial: {} bytes dropped", serial::dropped());
     }
 }
 
@@ -193,12 +216,13 @@ fn start_clocks(platform: &acpi::Platform) {
         ));
     };
     log::info!(
-        "time: TSC {}.{:03} MHz, {} timer {}.{:03} MHz, by the {}",
+        "time: TSC {}.{:03} MHz, {} (version {:#x}) timer {}.{:03} MHz, by the {}",
         clocks.tsc_hz / 1_000_000,
         clocks.tsc_hz / 1000 % 1000,
         if apic::is_x2apic() { "x2APIC" } else { "xAPIC" },
-        clocks.lapic_hz / 1_000_000,
-        clocks.lapic_hz / 1000 % 1000,
+        apic::version(),
+        apic::timer_frequency() / 1_000_000,
+        apic::timer_frequency() / 1000 % 1000,
         clocks.reference
     );
     if clocks.spread_ppm > TOLERANCE_PPM {

@@ -134,11 +134,6 @@ pub fn drain() {
     }
 }
 
-/// A byte from the operator, if one has arrived.
-pub fn read() -> Option<u8> {
-    PORT.lock().as_mut()?.try_receive_byte().ok()
-}
-
 /// Bytes that were dropped because the port did not drain.
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)

@@ -45,7 +45,7 @@ pub fn tsc_frequency() -> u64 {
 pub fn now_ns() -> u64 {
     let ticks = x86::rdtsc().wrapping_sub(START.load(Ordering::Relaxed));
     let scale = NANOSECONDS_PER_TICK.load(Ordering::Relaxed);
-    (u128::from(ticks) * u128::from(scale) >> 32) as u64
+    ((u128::from(ticks) * u128::from(scale)) >> 32) as u64
 }
 
 struct Counters {

@@ -126,12 +126,6 @@ read_register!(
 read_register!(
     /// Reads the stack pointer.
     rsp, "rsp");
-read_register!(
-    /// Reads the selector in CS.
-    cs, "cs");
-read_register!(
-    /// Reads the selector in SS.
-    ss, "ss");
 
 write_register!(
     /// Writes CR0.
@@ -147,13 +141,6 @@ write_register!(
     ///
     /// No page fault is being handled whose address is still wanted.
     set_cr2, "cr2");
-write_register!(
-    /// Writes CR3.
-    ///
-    /// # Safety
-    ///
-    /// The page tables map everything this program uses as it expects.
-    set_cr3, "cr3");
 write_register!(
     /// Writes CR4.
     ///
@@ -196,13 +183,6 @@ write_register!(
     ///
     /// The upper half is zero.
     set_dr6, "dr6");
-write_register!(
-    /// Writes DR7.
-    ///
-    /// # Safety
-    ///
-    /// The upper half is zero; breakpoints it enables are meant to be taken.
-    set_dr7, "dr7");
 
 /// Reads RFLAGS.
 #[inline]
@@ -228,13 +208,6 @@ pub fn interrupt_window() {
     unsafe { asm!("sti", "nop", "nop", "cli") };
 }
 
-/// Waits for an interrupt with interrupts open, takes it, and masks interrupts again.
-#[inline]
-pub fn wait_for_interrupt() {
-    // SAFETY: as `interrupt_window`; STI's shadow makes `sti; hlt` miss nothing.
-    unsafe { asm!("sti", "hlt", "cli") };
-}
-
 /// A hint for a loop that waits.
 #[inline]
 pub fn pause() {
@@ -247,13 +220,6 @@ pub fn halt() -> ! {
         // SAFETY: with interrupts masked the processor just stops; an NMI handler returns here.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
     }
-}
-
-/// Drops the translations of one page.
-#[inline]
-pub fn invlpg(address: u64) {
-    // SAFETY: dropping a translation makes the processor walk the tables again, nothing else.
-    unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
 macro_rules! port {

@@ -151,8 +151,3 @@ pub fn init(selectors: &Selectors) {
 fn base(table: &'static Table) -> u64 {
     table as *const Table as u64
 }
-
-/// Linear address of the IDT, for a VMCS's host state.
-pub fn address() -> u64 {
-    IDT.get().map_or(0, base)
-}

@@ -6,7 +6,7 @@
 pub mod idt;
 pub mod legacy;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use arch::event::vector;
 
@@ -63,6 +63,8 @@ pub struct Counters {
     pub spurious: u64,
     /// LAPIC errors.
     pub error: u64,
+    /// Error status of the last one (SDM 3 12.5.3).
+    pub error_status: u32,
     /// Vectors nobody asked for.
     pub unexpected: u64,
 }
@@ -71,6 +73,7 @@ static TIMER: AtomicU64 = AtomicU64::new(0);
 static NMI: AtomicU64 = AtomicU64::new(0);
 static SPURIOUS: AtomicU64 = AtomicU64::new(0);
 static ERROR: AtomicU64 = AtomicU64::new(0);
+static ERROR_STATUS: AtomicU32 = AtomicU32::new(0);
 static UNEXPECTED: AtomicU64 = AtomicU64::new(0);
 /// Interrupts other than the timer that nobody has looked at yet.
 static PENDING: AtomicU64 = AtomicU64::new(0);
@@ -82,14 +85,9 @@ pub fn counters() -> Counters {
         nmi: NMI.load(Ordering::Relaxed),
         spurious: SPURIOUS.load(Ordering::Relaxed),
         error: ERROR.load(Ordering::Relaxed),
+        error_status: ERROR_STATUS.load(Ordering::Relaxed),
         unexpected: UNEXPECTED.load(Ordering::Relaxed),
     }
-}
-
-/// LAPIC timer interrupts taken so far.
-#[inline]
-pub fn timer_count() -> u64 {
-    TIMER.load(Ordering::Relaxed)
 }
 
 /// Whether an interrupt that somebody has to look at was taken since the last call.
@@ -117,6 +115,7 @@ extern "C" fn dispatch(frame: &mut Frame) {
         }
         ERROR_VECTOR => {
             ERROR.fetch_add(1, Ordering::Relaxed);
+            ERROR_STATUS.store(apic::error_status(), Ordering::Relaxed);
             PENDING.store(1, Ordering::Relaxed);
             apic::eoi();
         }
