@@ -77,7 +77,10 @@ fn run_on<B: Backend>(
     mut host: BareMetal,
 ) -> Outcome {
     log::info!("guests are run by {}", B::NAME);
-    vt::prove_counter(&mut backend, config.counter_skew, host.random());
+    vt::prove_counter(&mut backend, config.test.counter_skew, host.random());
+    if config.test.random_states != 0 {
+        vt::try_random_states(&backend, config.test.random_states);
+    }
     let profile = Profile::new(&|leaf, subleaf| {
         let answer = x86::cpuid(leaf, subleaf);
         Leaf {
@@ -100,7 +103,10 @@ fn run_on<B: Backend>(
     }
     drop(archive);
     log::info!("memory| hypervisor_kib={}", mem::usage().hypervisor >> 10);
-    log::info!("boot| entry_to_first_guest_ms={}", time::now_ns() / 1_000_000);
+    log::info!(
+        "boot| entry_to_first_guest_ms={}",
+        time::now_ns() / 1_000_000
+    );
     let budget = (u128::from(time::tsc_frequency()) * u128::from(SLICE_NS) / 1_000_000_000) as u64;
     while !machines.is_empty() {
         machines.retain_mut(|machine| match machine.run(&mut host, budget) {

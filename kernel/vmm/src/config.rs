@@ -33,8 +33,8 @@ pub struct Config {
     pub when_idle: WhenIdle,
     /// How the host ends an emulator it runs in.
     pub emulator_exit: EmulatorExit,
-    /// Ticks by which the instruction counter is made wrong on purpose, to see the self-test reject it.
-    pub counter_skew: i64,
+    /// What only tests of Duet itself ask for.
+    pub test: Test,
     /// The guests, in the order of the file.
     pub guests: Vec<Guest>,
 }
@@ -70,6 +70,16 @@ pub enum EmulatorExit {
     Qemu,
     /// Bochs's port 0x8900.
     Bochs,
+}
+
+/// What only tests of Duet itself ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Test {
+    /// Ticks by which the instruction counter is made wrong on purpose, to see the self-test reject it.
+    pub counter_skew: i64,
+    /// Random processor states tried before the guests start (`vmm::random_state`).
+    pub random_states: u64,
 }
 
 /// One guest.
@@ -155,6 +165,8 @@ struct File {
     #[serde(default)]
     host: HostTable,
     #[serde(default)]
+    test: Test,
+    #[serde(default)]
     vm: Vec<Spanned<VmTable>>,
 }
 
@@ -184,8 +196,6 @@ struct HostTable {
     when_idle: WhenIdle,
     #[serde(default)]
     emulator_exit: EmulatorExit,
-    #[serde(default)]
-    counter_skew: i64,
 }
 
 #[derive(Deserialize)]
@@ -272,7 +282,7 @@ impl Config {
             log_level: log_level(&check, &file.log)?,
             when_idle: file.host.when_idle,
             emulator_exit: file.host.emulator_exit,
-            counter_skew: file.host.counter_skew,
+            test: file.test,
             guests,
         })
     }

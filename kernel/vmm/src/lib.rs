@@ -22,6 +22,7 @@ pub mod memory;
 pub mod nondet;
 pub mod partition;
 pub mod profile;
+pub mod random_state;
 pub mod report;
 pub mod selftest;
 pub mod stats;

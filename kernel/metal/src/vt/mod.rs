@@ -10,7 +10,7 @@ pub mod vmx;
 use core::fmt;
 
 use vmm::cpu::{CounterKind, Vcpu};
-use vmm::selftest::{self, MEMORY_BYTES};
+use vmm::{random_state, selftest};
 
 use crate::guest_ram::GuestRam;
 
@@ -120,9 +120,31 @@ pub fn prove_counter<B: Backend>(backend: &mut B, skew: i64, seed: u64) {
 }
 
 fn proof<B: Backend>(backend: &B, seed: u64) -> Result<selftest::Proof, Failure<B::NewError>> {
-    let mut memory = GuestRam::new(MEMORY_BYTES).map_err(|_| Failure::NoMemory)?;
+    let mut memory = GuestRam::new(selftest::MEMORY_BYTES).map_err(|_| Failure::NoMemory)?;
     let mut vcpu = backend.new_vcpu().map_err(Failure::New)?;
     selftest::prove(&mut vcpu, &mut memory, &proof::programs(), seed).map_err(Failure::Rejected)
+}
+
+/// Runs a virtual processor in random states; that the host survives is the point.
+pub fn try_random_states<B: Backend>(backend: &B, count: u64) {
+    // Always the same states: a failure can be repeated.
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (Ok(mut memory), Ok(mut vcpu)) = (
+        GuestRam::new(random_state::MEMORY_BYTES),
+        backend.new_vcpu(),
+    ) else {
+        log::error!("random states: no memory for them");
+        return;
+    };
+    match random_state::try_states(&mut vcpu, &mut memory, count, SEED) {
+        Ok(outcome) => log::info!(
+            "random states: {} entered, {} refused, {} exits",
+            outcome.entered,
+            outcome.refused,
+            outcome.exits
+        ),
+        Err(_) => log::error!("random states: too little memory"),
+    }
 }
 
 /// Why a proof came to nothing.
