@@ -136,18 +136,17 @@ impl Archive {
     }
 
     fn from_disks() -> Result<Self, ArchiveError> {
-        let mut reason = ArchiveError::NoDisk;
+        let mut without = ArchiveError::NoDisk;
+        // A disk that cannot be read says more than one that holds something else.
+        let mut failed = None;
         for mut drive in ata::drives() {
             match find_container(&mut drive) {
                 Ok(Some(found)) => return Self::from_partition(&mut drive, found),
-                Ok(None) => reason = ArchiveError::NoPartition,
-                Err(error) => {
-                    log::warn!("{error}");
-                    reason = error;
-                }
+                Ok(None) => without = ArchiveError::NoPartition,
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Err(reason)
+        Err(failed.unwrap_or(without))
     }
 
     fn from_partition(

@@ -17,6 +17,7 @@ pub fn run(archive: &Archive) {
     log::info!("bring-up test {}", name.escape_ascii());
     match name {
         b"panic" => panic!("asked for by a bring-up test"),
+        b"panic-twice" => panic!("{}", Twice),
         b"stack-overflow" => log::info!("{}", overflow(1)),
         b"divide-error" => divide_error(),
         b"undefined-opcode" => undefined_opcode(),
@@ -29,6 +30,15 @@ pub fn run(archive: &Archive) {
         _ => panic!("no bring-up test of this name"),
     }
     log::info!("bring-up test ended");
+}
+
+/// Cannot be printed.
+struct Twice;
+
+impl core::fmt::Display for Twice {
+    fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        panic!("while a panic is being reported")
+    }
 }
 
 static CONSTANT: [u8; 8] = *b"constant";

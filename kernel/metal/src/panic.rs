@@ -102,10 +102,11 @@ fn backtrace(rip: u64, rbp: u64) {
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     begin();
-    line(format_args!("duet: panic: {}", info.message()));
+    // The place first: the message may be what cannot be printed.
     if let Some(at) = info.location() {
-        line(format_args!("  at {}:{}", at.file(), at.line()));
+        line(format_args!("duet: panic at {}:{}", at.file(), at.line()));
     }
+    line(format_args!("duet: panic: {}", info.message()));
     line(format_args!(
         "  rsp {:016x}  rflags {:016x}",
         x86::rsp(),
