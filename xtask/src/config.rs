@@ -43,8 +43,7 @@ struct Vm {
     #[serde(skip_serializing_if = "Option::is_none")]
     load_address: Option<u16>,
     test_devices: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    instruction_limit: Option<u64>,
+    instruction_limit: u64,
 }
 
 /// The configuration that runs `guests` and then ends the emulator.
@@ -80,7 +79,7 @@ fn vm(guest: &Guest) -> Vm {
         modules: guest.modules.clone(),
         load_address: guest.load_address,
         test_devices: true,
-        instruction_limit: guest.instruction_limit,
+        instruction_limit: guest.limit(),
     }
 }
 

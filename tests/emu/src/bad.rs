@@ -15,6 +15,8 @@ use crate::run::{Judged, Specimen, explain, start};
 pub struct BadStart {
     /// What is wrong.
     pub name: &'static str,
+    /// Where it is tried: what does not depend on the processor is tried once.
+    pub on: &'static [Platform],
     /// Texts of the message.
     expected: &'static [&'static str],
     wrong: Wrong,
@@ -29,15 +31,20 @@ enum Wrong {
     Machine(fn(&mut Specimen)),
 }
 
+const QEMU: &[Platform] = &[Platform::Qemu];
+const BOTH: &[Platform] = &[Platform::Qemu, Platform::Bochs];
+
 /// All of them.
 pub const BAD_STARTS: &[BadStart] = &[
     BadStart {
         name: "truncated-archive",
+        on: BOTH,
         expected: &["guest files", "partition"],
         wrong: Wrong::Container(|container| container.truncate(container.len() / 1024 * 512)),
     },
     BadStart {
         name: "corrupt-archive",
+        on: QEMU,
         expected: &["archive is corrupt"],
         wrong: Wrong::Container(|container| {
             let middle = container.len() / 2;
@@ -46,16 +53,19 @@ pub const BAD_STARTS: &[BadStart] = &[
     },
     BadStart {
         name: "corrupt-header",
+        on: QEMU,
         expected: &["header is corrupt"],
         wrong: Wrong::Container(|container| container[40] ^= 1),
     },
     BadStart {
         name: "no-container",
+        on: QEMU,
         expected: &["no container"],
         wrong: Wrong::Container(|container| container.fill(0)),
     },
     BadStart {
         name: "archive-without-configuration",
+        on: QEMU,
         expected: &["duet.toml"],
         wrong: Wrong::Container(|container| {
             // The same archive with its first entry renamed, sealed again.
@@ -66,16 +76,19 @@ pub const BAD_STARTS: &[BadStart] = &[
     },
     BadStart {
         name: "malformed-configuration",
+        on: BOTH,
         expected: &["duet.toml line 3"],
         wrong: Wrong::Config("[node]\nname = \"a\"\n[serial\n"),
     },
     BadStart {
         name: "unknown-key",
+        on: QEMU,
         expected: &["duet.toml line 4", "colour"],
         wrong: Wrong::Config("[node]\nname = \"a\"\n[log]\ncolour = \"red\"\n"),
     },
     BadStart {
         name: "contradictory-guest",
+        on: QEMU,
         expected: &["duet.toml line 8", "load_address"],
         wrong: Wrong::Config(concat!(
             "[node]\nname = \"a\"\n[[vm]]\nname = \"x\"\nmemory_mib = 16\nkernel = \"hello.elf\"\n",
@@ -84,6 +97,7 @@ pub const BAD_STARTS: &[BadStart] = &[
     },
     BadStart {
         name: "missing-guest-file",
+        on: QEMU,
         expected: &["vm x", "nowhere.elf"],
         wrong: Wrong::Config(concat!(
             "[node]\nname = \"a\"\n[[vm]]\nname = \"x\"\nmemory_mib = 16\nkernel = \"nowhere.elf\"\n",
@@ -92,6 +106,7 @@ pub const BAD_STARTS: &[BadStart] = &[
     },
     BadStart {
         name: "guest-larger-than-the-machine",
+        on: QEMU,
         expected: &["vm x", "memory"],
         wrong: Wrong::Config(concat!(
             "[node]\nname = \"a\"\n[[vm]]\nname = \"x\"\nmemory_mib = 2048\nkernel = \"hello.elf\"\n",
@@ -100,12 +115,20 @@ pub const BAD_STARTS: &[BadStart] = &[
     },
     BadStart {
         name: "no-virtualization",
+        on: BOTH,
         expected: &["neither VT-x nor SVM"],
         wrong: Wrong::Machine(|machine| machine.processor = Processor::NoVirtualization),
     },
     BadStart {
         name: "no-nested-paging",
-        expected: &["nested paging"],
+        on: QEMU,
+        expected: &["SVM without nested page tables"],
+        wrong: Wrong::Machine(|machine| machine.processor = Processor::NoNestedPaging),
+    },
+    BadStart {
+        name: "first-generation-virtualization",
+        on: &[Platform::Bochs],
+        expected: &["VT-x: the processor lacks"],
         wrong: Wrong::Machine(|machine| machine.processor = Processor::NoNestedPaging),
     },
 ];

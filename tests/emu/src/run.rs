@@ -15,6 +15,9 @@ use crate::Lab;
 /// Memory of the machine besides its guests' in MiB.
 const HOST_MEMORY_MIB: u32 = 256;
 
+/// What the host says of a counter that it may rely on.
+const PROVEN: &str = "counter: exact, proven on";
+
 /// Nothing, or what was wrong.
 pub type Judged = Result<()>;
 
@@ -25,6 +28,8 @@ pub struct HostRun {
     platform: Platform,
     firmware: Firmware,
     guests: Vec<Guest>,
+    tables: &'static str,
+    wanted: Vec<&'static str>,
     outcome: OnceLock<Result<batch::Outcome, String>>,
 }
 
@@ -32,12 +37,26 @@ impl HostRun {
     /// A run of `guests` on `platform`.
     #[must_use]
     pub fn new(name: String, platform: Platform, firmware: Firmware, guests: Vec<Guest>) -> Self {
+        // Under UEFI QEMU does not count exactly.
+        let exact = firmware == Firmware::Bios && platform != Platform::Kvm;
         Self {
             name,
             platform,
             firmware,
             guests,
+            tables: "",
+            wanted: if exact { vec![PROVEN] } else { Vec::new() },
             outcome: OnceLock::new(),
+        }
+    }
+
+    /// The same with more tables in `duet.toml`; the host has to say all of `wanted`.
+    #[must_use]
+    pub fn with(self, tables: &'static str, wanted: &[&'static str]) -> Self {
+        Self {
+            tables,
+            wanted: wanted.to_vec(),
+            ..self
         }
     }
 
@@ -54,7 +73,14 @@ impl HostRun {
     /// What was different, with the end of the log.
     pub fn judge_guest(&self, guest: &Guest) -> Judged {
         let outcome = self.outcome()?;
-        judge_guest(&outcome.serial, guest).map_err(|error| explain(outcome, &error))
+        judge_guest(&outcome.serial, guest).map_err(|error| {
+            let said: Vec<_> = serial::guest_lines(&outcome.serial, &guest.name).collect();
+            let last = said
+                .get(said.len().saturating_sub(20)..)
+                .unwrap_or_default();
+            let error = anyhow!("{error:#}it said last:\n{}\n", last.join("\n"));
+            explain(outcome, &error)
+        })
     }
 
     /// Whether the host outlived its guests and ended in order.
@@ -64,6 +90,12 @@ impl HostRun {
     /// What it did instead, with the end of the log.
     pub fn judge_host(&self) -> Judged {
         let outcome = self.outcome()?;
+        for text in &self.wanted {
+            if !outcome.serial.contains(text) {
+                let error = anyhow!("the host did not say {text:?}");
+                return Err(explain(outcome, &error));
+            }
+        }
         judge_host(&outcome.end, &outcome.serial, &self.guests)
             .map_err(|error| explain(outcome, &error))
     }
@@ -78,7 +110,7 @@ impl HostRun {
     fn run(&self) -> Result<batch::Outcome> {
         let lab = Lab::get()?;
         let payload = Payload {
-            config: config::compose(self.platform, &self.guests)?,
+            config: config::compose(self.platform, &self.guests)? + self.tables,
             files: guests::files(&lab.images, &self.guests),
             seed: Some(seed()?),
         };

@@ -40,7 +40,10 @@ fn trials() -> Result<Vec<Trial>> {
         for run in runs(platform, Firmware::Bios, &guests) {
             add_run(&mut trials, run);
         }
-        for bad in BAD_STARTS {
+        for run in special_runs(platform, &guests) {
+            add_run(&mut trials, run);
+        }
+        for bad in BAD_STARTS.iter().filter(|bad| bad.on.contains(&platform)) {
             let name = format!("{platform}/bad/{}", bad.name);
             trials.push(trial(name, move || bad.judge(platform)));
         }
@@ -91,6 +94,32 @@ fn runs(platform: Platform, firmware: Firmware, guests: &[Guest]) -> Vec<HostRun
             )
         })
         .collect()
+}
+
+/// Starts with something unusual, after which a guest still has to run.
+fn special_runs(platform: Platform, guests: &[Guest]) -> [HostRun; 2] {
+    let hello: Vec<_> = guests
+        .iter()
+        .filter(|g| g.name == "hello")
+        .cloned()
+        .collect();
+    let run = |name| {
+        let name = format!("{platform}-{name}");
+        HostRun::new(name, platform, Firmware::Bios, hello.clone())
+    };
+    [
+        run("counter-off-by-one").with(
+            "\n[test]\ncounter_skew = 1\n",
+            &[
+                "counter: rejected by the self-test",
+                "counter: none is exact",
+            ],
+        ),
+        run("random-states").with(
+            "\n[test]\nrandom_states = 2000\n",
+            &["counter: exact, proven on", "random states: "],
+        ),
+    ]
 }
 
 /// A test for each guest of a run, and one for its host.

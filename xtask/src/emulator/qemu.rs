@@ -59,7 +59,7 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
     add(&format!("-m {} -no-reboot -nodefaults", machine.memory_mib));
     add("-device isa-debug-exit,iobase=0xf4,iosize=4 -vga std");
     match serial {
-        Serial::Terminal => add("-nographic -serial mon:stdio"),
+        Serial::Terminal => add("-display none -serial mon:stdio"),
         Serial::Pipe => add("-display none -serial stdio"),
     }
     if machine.firmware == Firmware::Uefi {
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(
             line,
             "-enable-kvm -cpu host,migratable=off,pmu=on -m 768 -no-reboot -nodefaults \
-             -device isa-debug-exit,iobase=0xf4,iosize=4 -vga std -nographic -serial mon:stdio \
+             -device isa-debug-exit,iobase=0xf4,iosize=4 -vga std -display none -serial mon:stdio \
              -drive if=ide,format=raw,file=/disks/a,,b.img"
         );
     }
