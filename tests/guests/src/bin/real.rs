@@ -191,7 +191,7 @@ core::arch::global_asm!(
     "mov dword ptr [seen], 0",
     "mov word ptr [skip], 4",
     "mov ebx, 0x12345",
-    "beyond: mov eax, dword ptr ds:[ebx]", // 67 66 8b 03
+    "beyond: mov eax, dword ptr [ebx]", // 67 66 8b 03
     "mov eax, dword ptr [seen]",
     "call16 is_tcg",
     "je 2f",
