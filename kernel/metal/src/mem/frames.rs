@@ -27,7 +27,6 @@ struct Frames {
     managed: &'static mut [u64],
     total: u64,
     used: u64,
-    peak: u64,
 }
 
 static FRAMES: Mutex<Option<Frames>> = Mutex::new(None);
@@ -39,8 +38,6 @@ pub struct Usage {
     pub total: u64,
     /// Handed out now.
     pub used: u64,
-    /// Most handed out at one time.
-    pub peak: u64,
 }
 
 /// The free RAM's last address is beyond every region of this size: no room for the allocator's own map.
@@ -83,7 +80,6 @@ pub fn init(boot: &Boot) -> Result<(), TooLittleMemory> {
         managed,
         total: map_bytes,
         used: map_bytes,
-        peak: map_bytes,
     };
     for region in boot.regions().iter().filter(usable) {
         let mut start = region.start.0.max(LOW_MEMORY);
@@ -103,16 +99,19 @@ fn layout(bytes: u64, align: u64) -> Option<Layout> {
 impl Frames {
     /// Takes over a range. Panics if a part of it is managed already.
     fn add(&mut self, start: u64, end: u64) {
-        for frame in start / PAGE_SIZE..end / PAGE_SIZE {
+        let (mut frame, last) = (start / PAGE_SIZE, end / PAGE_SIZE);
+        while frame < last {
+            let count = (64 - frame % 64).min(last - frame);
+            let bits = (u64::MAX >> (64 - count)) << (frame % 64);
             let word = self.managed.get_mut((frame / 64) as usize);
             let word = word.unwrap_or_else(|| panic!("frame {:#x} is not RAM", frame * PAGE_SIZE));
-            let bit = 1 << (frame % 64);
             assert!(
-                *word & bit == 0,
-                "frame {:#x}: added twice",
+                *word & bits == 0,
+                "frames from {:#x}: added twice",
                 frame * PAGE_SIZE
             );
-            *word |= bit;
+            *word |= bits;
+            frame += count;
         }
         if start < end {
             // SAFETY: the range is free RAM, mapped, and no other range given to the heap overlaps it,
@@ -144,7 +143,6 @@ impl Frames {
         }
         if owned {
             self.used += bytes;
-            self.peak = self.peak.max(self.used);
         } else {
             self.used -= bytes;
         }
@@ -232,7 +230,6 @@ pub fn usage() -> Usage {
         Some(Usage {
             total: frames.total,
             used: frames.used,
-            peak: frames.peak,
         })
     })
     .unwrap_or_default()

@@ -6,6 +6,8 @@ pub mod paging;
 pub mod physmap;
 pub mod stacks;
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use arch::addr::{Hpa, PAGE_SIZE};
 
 use crate::boot_info::{Boot, RegionKind};
@@ -16,24 +18,22 @@ use crate::guest_ram;
 pub struct Usage {
     /// The kernel image and everything Duet has allocated besides guest RAM.
     pub hypervisor: u64,
-    /// Most that `hypervisor` has been.
-    pub hypervisor_peak: u64,
     /// RAM of guests.
     pub guests: u64,
     /// Free.
     pub free: u64,
 }
 
-static IMAGE_BYTES: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
+/// Bytes of the kernel image, which the frame allocator does not know.
+static IMAGE_BYTES: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes of host memory by use.
 pub fn usage() -> Usage {
     let frames = frames::usage();
     let guests = guest_ram::allocated();
-    let image = IMAGE_BYTES.load(core::sync::atomic::Ordering::Relaxed);
+    let image = IMAGE_BYTES.load(Ordering::Relaxed);
     Usage {
         hypervisor: image + frames.used - guests,
-        hypervisor_peak: image + frames.peak,
         guests,
         free: frames.total - frames.used,
     }
@@ -67,7 +67,7 @@ pub fn reclaim(boot: &Boot, built: &paging::Built) {
     }
     let image = boot.kernel_file.length.next_multiple_of(PAGE_SIZE)
         + built.image_frames.len() as u64 * PAGE_SIZE;
-    IMAGE_BYTES.store(image, core::sync::atomic::Ordering::Relaxed);
+    IMAGE_BYTES.store(image, Ordering::Relaxed);
 }
 
 fn ramdisk_range(boot: &Boot, built: &paging::Built) -> Option<core::ops::Range<u64>> {

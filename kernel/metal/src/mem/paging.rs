@@ -113,7 +113,8 @@ fn map_small(
     // SAFETY: callers map RAM that the frame allocator or the memory map gave them, or device memory;
     // addresses are in windows that belong to this module.
     let flush = unsafe { to.map_to(page, frame, flags, &mut TableFrames) };
-    flush.map_err(|error| occupied(error, at))?.flush();
+    // The processor keeps no record of pages that are not present: nothing to flush.
+    flush.map_err(|error| occupied(error, at))?.ignore();
     Ok(())
 }
 
@@ -127,7 +128,8 @@ fn map_large(
     let frame = PhysFrame::containing_address(PhysAddr::new(hpa));
     // SAFETY: as in `map_small`.
     let flush = unsafe { to.map_to(page, frame, flags, &mut TableFrames) };
-    flush.map_err(|error| occupied(error, at))?.flush();
+    // The processor keeps no record of pages that are not present: nothing to flush.
+    flush.map_err(|error| occupied(error, at))?.ignore();
     Ok(())
 }
 
@@ -244,7 +246,8 @@ fn map_image(
             let page = Page::<Size4KiB>::containing_address(VirtAddr::new(at));
             // SAFETY: relocation is done, so nothing writes there again.
             let flush = unsafe { to.update_flags(page, DATA) };
-            flush.map_err(|_| MapError::ImagePage(at))?.flush();
+            // These tables are not in use yet.
+            flush.map_err(|_| MapError::ImagePage(at))?.ignore();
         }
     }
     frames.sort_unstable();
