@@ -83,6 +83,21 @@ pub const TRAP_GATE: u64 = 0x8f;
 /// Present interrupt gate that INT n may use from ring 3.
 pub const USER_GATE: u64 = 0xee;
 
+/// Where to go on, and with what stack, after a fault outside [`catch`].
+static RESTART: Racy<Option<(extern "C" fn() -> !, u64)>> = Racy::new(None);
+
+/// Makes a fault outside [`catch`] go on in `code` with an empty stack, instead of ending the guest.
+pub fn set_restart(code: extern "C" fn() -> !, stack_top: u64) {
+    // SAFETY: one processor, no reference is held.
+    unsafe { RESTART.get().write(Some((code, stack_top))) };
+}
+
+/// Leaves every [`catch`]: the code that called it is gone.
+pub fn leave_all() {
+    // SAFETY: one processor, no reference is held.
+    unsafe { GUARD.get().write(0) };
+}
+
 global_asm!(
     ".text",
     ".balign 16",
@@ -184,6 +199,16 @@ pub fn abandon(frame: &mut Frame) {
     let fault = record(frame);
     // SAFETY: one processor; the main flow, which is not running, holds no reference.
     let guard = unsafe { GUARD.get().read() };
+    // SAFETY: as above.
+    let restart = unsafe { RESTART.get().read() };
+    if let (0, Some((code, stack))) = (guard, restart) {
+        frame.rip = code as *const () as u64;
+        frame.cs = u64::from(gdt::CODE64);
+        frame.ss = u64::from(gdt::DATA);
+        frame.rsp = stack - 8;
+        frame.rflags = 2;
+        return;
+    }
     if guard == 0 {
         println!("FAIL unexpected fault: {fault}");
         println!("{frame:x?}");

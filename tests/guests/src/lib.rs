@@ -24,6 +24,7 @@ pub mod multiboot;
 pub mod paging;
 pub mod racy;
 pub mod random;
+pub mod sandbox;
 pub mod scratch;
 pub mod state;
 pub mod user;
