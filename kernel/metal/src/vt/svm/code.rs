@@ -3,8 +3,8 @@
 
 use arch::addr::{Gpa, Gva};
 use arch::regs::{ControlRegisters, Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
-use iced_x86::{Instruction, Register};
-use vmm::code::{CodeContext, decode, fetch};
+use iced_x86::{Decoder, DecoderOptions, Instruction, Register};
+use vmm::code::{CodeContext, fetch};
 use vmm::memory::GuestMemory;
 use vmm::walk::{Access, translate};
 
@@ -51,21 +51,21 @@ impl Vcpu {
         }
     }
 
-    /// The two bytes at RIP if they lie in the page looked at last.
+    /// The four bytes at RIP if they lie in the page looked at last.
     #[inline]
-    fn cached_word(&self) -> Option<u16> {
+    fn cached_bytes(&self) -> Option<u32> {
         let linear = self.linear_rip();
         let offset = linear & 0xfff;
         let page = self.code_page;
-        if linear & !0xfff != page.linear || self.vmcb.save.cr3 != page.cr3 || offset > 4094 {
+        if linear & !0xfff != page.linear || self.vmcb.save.cr3 != page.cr3 || offset > 4092 {
             return None;
         }
         // SAFETY: `host` is the mapped host address of a whole page of guest RAM, whose frames stay allocated while
-        // the guest exists; the two bytes lie inside of it. The guest does not run now.
+        // the guest exists; the four bytes lie inside of it. The guest does not run now.
         Some(unsafe {
             page.host
                 .add(offset as usize)
-                .cast::<u16>()
+                .cast::<u32>()
                 .read_unaligned()
         })
     }
@@ -91,11 +91,11 @@ impl Vcpu {
         .unwrap_or(CodePage::NONE);
     }
 
-    /// Whether the bytes at RIP, seen through `mask`, are this instruction of up to two bytes without prefixes. Looks
-    /// only at the page looked at last.
+    /// Whether the bytes at RIP, seen through `mask`, are this instruction. Looks only at the page looked at last.
     #[inline]
-    pub(super) fn is_in_code_page(&self, opcode: u16, mask: u16) -> bool {
-        self.cached_word().is_some_and(|word| word & mask == opcode)
+    pub(super) fn is_in_code_page(&self, opcode: u32, mask: u32) -> bool {
+        self.cached_bytes()
+            .is_some_and(|bytes| bytes & mask == opcode)
     }
 
     /// The control registers that decide about paging and decoding. XCR0 is not among them.
@@ -125,7 +125,11 @@ impl Vcpu {
             rip: self.vmcb.save.rip,
         };
         let code = fetch(memory, &context).ok()?;
-        decode(&code, &context).ok()
+        let bytes = code.bytes.get(..usize::from(code.length))?;
+        // With what only AMD processors decode: LOCK MOV CR0 is MOV CR8 (APM 3, MOV CRn).
+        let instruction =
+            Decoder::with_ip(context.bitness(), bytes, context.rip, DecoderOptions::AMD).decode();
+        (!instruction.is_invalid()).then_some(instruction)
     }
 
     /// The value of a word operand, in a register or in memory.
@@ -133,7 +137,8 @@ impl Vcpu {
         if let Some(register) = general_register(instruction.op_register(0)) {
             return Some(self.block.gprs[register] as u16);
         }
-        let linear = instruction.virtual_address(0, 0, |register, _, _| self.address_part(register))?;
+        let linear =
+            instruction.virtual_address(0, 0, |register, _, _| self.address_part(register))?;
         let linear = if self.is_64_bit() {
             linear
         } else {
@@ -173,7 +178,11 @@ impl Vcpu {
             }
         };
         let flat = self.is_64_bit() && !matches!(segment, SegmentName::Fs | SegmentName::Gs);
-        Some(if flat { 0 } else { self.segment_of(segment).base })
+        Some(if flat {
+            0
+        } else {
+            self.segment_of(segment).base
+        })
     }
 
     /// RFLAGS.RF and the interrupt shadow end, RIP moves.

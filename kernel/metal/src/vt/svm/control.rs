@@ -18,6 +18,21 @@ use crate::mem::{frames, physmap};
 /// interrupts blocked; #MC because it is the host's.
 const EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
+/// Faults that QEMU's instruction counter does not see, neither the attempt nor the delivery: a guest whose handler
+/// faults at its first instruction would stop the clock, and with it the timer that bounds every entry. All
+/// that can make such a circle exit and are injected again; #UD and INT are counted.
+const UNCOUNTED_EXCEPTIONS: u32 = 1 << vector::DE
+    | 1 << vector::BR
+    | 1 << vector::NM
+    | 1 << vector::DF
+    | 1 << vector::TS
+    | 1 << vector::NP
+    | 1 << vector::SS
+    | 1 << vector::GP
+    | 1 << vector::PF
+    | 1 << vector::MF
+    | 1 << vector::XM;
+
 /// CR4 and CR8, reads of CR8. CR0 exits selectively; CR3 is the guest's own.
 const CR_WRITES: u16 = 1 << 4 | 1 << 8;
 const CR_READS: u16 = 1 << 8;
@@ -104,6 +119,12 @@ impl ControlBlock {
     #[inline]
     pub(super) fn changed(&mut self, parts: CleanBits) {
         self.control.clean_bits.remove(parts);
+    }
+
+    /// Makes faults exit that would stop QEMU's clock.
+    pub(super) fn intercept_uncounted_exceptions(&mut self) {
+        self.control.intercept_exceptions |= UNCOUNTED_EXCEPTIONS;
+        self.changed(CleanBits::INTERCEPTS);
     }
 
     /// Switches intercepts of the first vector on or off.

@@ -136,11 +136,7 @@ impl Vcpu {
                 self.events.pending = None;
             }
         }
-        Ok(if any_window {
-            Reach::Step
-        } else {
-            Reach::Free
-        })
+        Ok(if any_window { Reach::Step } else { Reach::Free })
     }
 
     fn load_windows(&mut self) -> Result<Reach, Exit> {
@@ -181,7 +177,11 @@ impl Vcpu {
         let not_taken = self.disarm_virtual_interrupt();
         self.vmcb.control.event_injection = 0;
         if code == ExitCode::INVALID {
-            if self.events.pending.is_some_and(|event| event.kind == EventKind::Nmi) {
+            if self
+                .events
+                .pending
+                .is_some_and(|event| event.kind == EventKind::Nmi)
+            {
                 self.set_nmi(Nmi::Open);
             }
             return 0;

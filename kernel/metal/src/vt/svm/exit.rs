@@ -30,9 +30,9 @@ pub(super) const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 /// B0 … B3, BD, BS, BT.
 const DR6_CAUSES: u64 = 0xe00f;
 
-/// An instruction without prefixes: its first two bytes, those of their bits that count, its length.
+/// An instruction without prefixes: its first bytes, those of their bits that count, its length.
 #[derive(Clone, Copy)]
-struct Plain(u16, u16, u8);
+struct Plain(u32, u32, u8);
 
 impl Plain {
     const CPUID: Self = Self(0xa20f, 0xffff, 2);
@@ -41,7 +41,8 @@ impl Plain {
     const WRMSR: Self = Self(0x300f, 0xffff, 2);
     const RDPMC: Self = Self(0x330f, 0xffff, 2);
     const HLT: Self = Self(0x00f4, 0x00ff, 1);
-    /// No two bytes are this.
+    const RDTSCP: Self = Self(0xf9_010f, 0xff_ffff, 3);
+    /// No bytes are this.
     const UNKNOWN: Self = Self(1, 0, 0);
 
     /// What most programs execute to cause an exit.
@@ -126,7 +127,7 @@ impl Vcpu {
                 self.cr_write(memory, number as u8 & 15, mov_cr_register(info_1))
             }
             ExitCode(number @ 0x20..=0x3f) => self.dr_access(memory, number as u8),
-            ExitCode(number @ 0x40..=0x5f) => self.exception(number as u8 & 31),
+            ExitCode(number @ 0x40..=0x5f) => return self.exception(number as u8 & 31, info_1),
             _ => self.unexpected(),
         })
     }
@@ -141,23 +142,28 @@ impl Vcpu {
     /// QEMU reports RDTSCP as RDTSC, and has counted it.
     #[inline]
     fn time_stamp(&mut self, memory: &GuestRam) -> Exit {
-        let Plain(opcode, mask, length) = Plain::RDTSC;
         if self.counting.kind() != CounterKind::Tsc {
             return Exit::Rdtsc;
         }
+        let Plain(opcode, mask, length) = Plain::RDTSC;
         if self.is_in_code_page(opcode, mask) {
             self.length = length;
             return Exit::Rdtsc;
         }
-        self.fill_code_page(memory);
-        match self.instruction(memory) {
-            Some(instruction) if instruction.mnemonic() == Mnemonic::Rdtscp => {
-                self.length = instruction.len() as u8;
-                self.icount = self.icount.wrapping_sub(1);
-                Exit::Rdtscp
+        let Plain(opcode, mask, length) = Plain::RDTSCP;
+        if self.is_in_code_page(opcode, mask) {
+            self.length = length;
+        } else {
+            self.fill_code_page(memory);
+            match self.instruction(memory) {
+                Some(instruction) if instruction.mnemonic() == Mnemonic::Rdtscp => {
+                    self.length = instruction.len() as u8;
+                }
+                _ => return Exit::Rdtsc,
             }
-            _ => Exit::Rdtsc,
         }
+        self.icount = self.icount.wrapping_sub(1);
+        Exit::Rdtscp
     }
 
     #[inline]
@@ -214,12 +220,7 @@ impl Vcpu {
         }
     }
 
-    fn cr_write(
-        &mut self,
-        memory: &GuestRam,
-        cr: u8,
-        reported: Option<arch::regs::Gpr>,
-    ) -> Exit {
+    fn cr_write(&mut self, memory: &GuestRam, cr: u8, reported: Option<arch::regs::Gpr>) -> Exit {
         if let Some(register) = reported {
             self.length = self.length_at_exit(memory);
             let value = self.cr_source(register);
@@ -231,9 +232,8 @@ impl Vcpu {
         self.length = instruction.len() as u8;
         let cr0 = self.vmcb.save.cr0;
         let value = match instruction.mnemonic() {
-            Mnemonic::Mov => {
-                general_register(instruction.op_register(1)).map(|register| self.cr_source(register))
-            }
+            Mnemonic::Mov => general_register(instruction.op_register(1))
+                .map(|register| self.cr_source(register)),
             Mnemonic::Clts => Some(cr0 & !Cr0::TS.bits()),
             // The low four bits; PE can be set but not cleared (APM 3, LMSW).
             Mnemonic::Lmsw => self
@@ -279,27 +279,41 @@ impl Vcpu {
         }
     }
 
-    fn exception(&mut self, number: u8) -> Exit {
-        // A machine check is the host's, not the guest's.
-        if number == vector::MC {
-            return self.unexpected();
-        }
+    fn exception(&mut self, number: u8, info_1: u64) -> Next {
+        let has_code = matches!(number, vector::DF | vector::TS..=vector::PF | vector::AC)
+            && self.vmcb.save.cr0 & Cr0::PE.bits() != 0;
+        let event = Event {
+            vector: number,
+            kind: EventKind::Exception,
+            error_code: has_code.then_some(info_1 as u32),
+            instruction_length: 0,
+        };
         let mut dr6 = 0;
-        if number == vector::DB {
-            dr6 = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
-            self.vmcb.save.dr6 = DR6_NEUTRAL;
-            self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+        match number {
+            // A machine check is the host's, not the guest's.
+            vector::MC => return Next::Surface(self.unexpected()),
+            vector::DB => {
+                dr6 = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
+                self.vmcb.save.dr6 = DR6_NEUTRAL;
+                self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+            }
+            vector::AC => {}
+            _ => return self.reflect(event),
         }
-        let error_code =
-            (number == vector::AC).then_some(self.vmcb.control.exit_info_1 as u32);
-        Exit::Exception {
-            event: Event {
-                vector: number,
-                kind: EventKind::Exception,
-                error_code,
-                instruction_length: 0,
-            },
-            dr6,
+        Next::Surface(Exit::Exception { event, dr6 })
+    }
+
+    /// Gives the guest an exception that exits only for `UNCOUNTED_EXCEPTIONS`' reason.
+    fn reflect(&mut self, event: Event) -> Next {
+        if event.vector == vector::PF {
+            // An intercepted page fault does not write CR2 (APM 2 15.12.15).
+            self.vmcb.save.cr2 = self.vmcb.control.exit_info_2;
+            self.vmcb.changed(CleanBits::CR2);
+        }
+        if self.deliver(event) {
+            Next::Again
+        } else {
+            Next::Surface(Exit::TripleFault)
         }
     }
 

@@ -121,9 +121,4 @@ impl Svm {
         self.counting = counter::calibrate(self)?;
         Ok(self.counting.kind())
     }
-
-    /// What the processor can do.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
 }

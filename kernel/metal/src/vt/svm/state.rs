@@ -50,7 +50,8 @@ impl Vcpu {
         match name {
             // SYSRET leaves SS.DPL alone (APM 2 4.7.1): the privilege level has its own field.
             SegmentName::Ss => {
-                let bits = bits & !SegmentAttributes::DPL.bits() | u32::from(self.vmcb.save.cpl & 3) << 5;
+                let bits =
+                    bits & !SegmentAttributes::DPL.bits() | u32::from(self.vmcb.save.cpl & 3) << 5;
                 segment.attributes = SegmentAttributes::from_bits_retain(bits);
             }
             SegmentName::Tr => {
@@ -92,8 +93,8 @@ impl Vcpu {
         let efer = efer | Efer::SVME;
         let save = &mut self.vmcb.save;
         save.cr2 = cr2;
-        let translation_changes = (save.cr0, save.cr3, save.cr4, save.efer)
-            != (cr0.bits(), cr3, cr4.bits(), efer.bits());
+        let translation_changes =
+            (save.cr0, save.cr3, save.cr4, save.efer) != (cr0.bits(), cr3, cr4.bits(), efer.bits());
         if translation_changes {
             save.cr0 = cr0.bits();
             save.cr3 = cr3;

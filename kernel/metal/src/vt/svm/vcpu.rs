@@ -112,6 +112,9 @@ impl Vcpu {
         let nested = NestedTables::new().ok_or(NewError::OutOfMemory)?;
         let asid = svm.processor.take_asid().ok_or(NewError::NoAsid)?;
         vmcb.set_up(&svm.capabilities, &svm.bitmaps, nested.root(), asid);
+        if svm.counting.kind() == CounterKind::Tsc {
+            vmcb.intercept_uncounted_exceptions();
+        }
         let clean_bits = svm.capabilities.features.contains(SvmFeatures::CLEAN_BITS);
         let mut vcpu = Self {
             block: EntryBlock {
@@ -164,6 +167,20 @@ impl Vcpu {
         self.attention = true;
     }
 
+    /// Queues an event; returns `false` if it and the one whose delivery it interrupts make a triple fault.
+    pub(super) fn deliver(&mut self, event: Event) -> bool {
+        let event = match self.events.pending {
+            Some(first) if event.kind == EventKind::Exception => match merge(first, event) {
+                Merged::Deliver(event) => event,
+                Merged::TripleFault => return false,
+            },
+            _ => event,
+        };
+        self.events.pending = Some(event);
+        self.attention = true;
+        true
+    }
+
     fn look_again(&mut self) {
         self.attention = self.unchecked || self.flush || !self.events.is_quiet();
     }
@@ -177,8 +194,7 @@ impl Vcpu {
         if self.dr6 >> 32 != 0 {
             return Some("APM 2 15.5.1: DR6[63:32] are not zero");
         }
-        entry_check::check(&self.vmcb, &self.capabilities.processor)
-            .or_else(|| self.refused_xcr0())
+        entry_check::check(&self.vmcb, &self.capabilities.processor).or_else(|| self.refused_xcr0())
     }
 
     /// Everything before an entry that is not a plain one.
@@ -271,14 +287,12 @@ impl Vcpu {
             }
             let started = *first_entry.get_or_insert(self.block.tsc_entry);
             left = budget.saturating_sub(self.block.tsc_exit.wrapping_sub(started));
-            if interrupted {
-                if interrupts::pending_work() {
-                    self.counts.interrupts = self.counts.interrupts.wrapping_add(1);
-                    return Exit::HostWork;
-                }
-                if left == 0 {
-                    return Exit::HostWork;
-                }
+            if interrupted && interrupts::pending_work() {
+                self.counts.interrupts = self.counts.interrupts.wrapping_add(1);
+                return Exit::HostWork;
+            }
+            if left == 0 {
+                return Exit::HostWork;
             }
         }
     }
@@ -327,16 +341,7 @@ impl vmm::cpu::Vcpu for Vcpu {
     }
 
     fn inject(&mut self, event: Event) -> bool {
-        let event = match self.events.pending {
-            Some(first) if event.kind == EventKind::Exception => match merge(first, event) {
-                Merged::Deliver(event) => event,
-                Merged::TripleFault => return false,
-            },
-            _ => event,
-        };
-        self.events.pending = Some(event);
-        self.attention = true;
-        true
+        self.deliver(event)
     }
 
     fn pending(&self) -> Option<Event> {
