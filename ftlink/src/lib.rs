@@ -7,11 +7,13 @@
 extern crate alloc;
 
 pub mod arbiter;
+pub mod bulk;
 pub mod channel;
 pub mod counters;
 pub mod detector;
 pub mod fence;
 pub mod ids;
+pub mod link;
 pub mod role;
 pub mod stream;
 pub mod wire;

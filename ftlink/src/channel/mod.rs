@@ -215,6 +215,18 @@ impl Channel {
         self.current.is_some()
     }
 
+    /// A handshake is under way or due.
+    #[must_use]
+    pub fn is_trying(&self) -> bool {
+        self.next_attempt != Instant::NEVER
+    }
+
+    /// Since when the current session has been.
+    #[must_use]
+    pub fn since(&self) -> Option<Instant> {
+        self.current.as_ref().map(|session| session.since)
+    }
+
     /// The peer's boot, once a session with it is established.
     #[must_use]
     pub fn peer_boot(&self) -> Option<BootId> {

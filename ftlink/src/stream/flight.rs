@@ -126,6 +126,15 @@ impl Flight {
         self.trim();
     }
 
+    /// Gives up everything in flight: the path it took is gone.
+    pub fn lose_all(&mut self, mut lost: impl FnMut(&Record)) {
+        for record in self.records.iter().filter(|record| !record.acknowledged) {
+            lost(record);
+        }
+        self.removed += self.records.len() as u64;
+        self.records.clear();
+    }
+
     /// Forgets everything, the estimate too: another peer.
     pub fn reset(&mut self) {
         self.removed += self.records.len() as u64;

@@ -145,10 +145,8 @@ impl Sender {
         self.offer_position = position;
         self.offer_offset = self.head;
         self.position = position;
-        self.held = position;
-        self.verified = position;
         self.tail = self.head;
-        self.detach();
+        self.forget_peer();
         self.acknowledged = self.head;
         self.sent = self.head;
         self.flush = self.head;
@@ -162,6 +160,25 @@ impl Sender {
         self.attached = false;
         self.lost.clear();
         self.limit = 0;
+    }
+
+    /// The next entries are offered to the peer as a new beginning: what came before reaches it by
+    /// state transfer. What waits for the old beginning's acknowledgements waits no more for them.
+    pub fn offer_here(&mut self) {
+        self.begin(self.position);
+    }
+
+    /// The peer has a new boot: nothing is known to be held any more.
+    pub fn forget_peer(&mut self) {
+        self.detach();
+        self.held = LogPos(0);
+        self.verified = LogPos(0);
+    }
+
+    /// The oldest offset that can still be sent.
+    #[must_use]
+    pub fn tail(&self) -> u64 {
+        self.tail
     }
 
     /// What happens when the ring is full.

@@ -193,6 +193,8 @@ pub struct HeartbeatRepr {
     pub log_offer: OfferRepr,
     /// The bulk stream it offers.
     pub bulk_offer: OfferRepr,
+    /// The oldest offset of its log stream that it can still send.
+    pub log_tail: u64,
     /// Its next log position to be appended: how far ahead the primary is.
     pub head: LogPos,
     /// Its clock, in nanoseconds.
@@ -223,6 +225,7 @@ pub struct Heartbeat {
     bulk_offer_offset: U64,
     log_offer_epoch: U32,
     bulk_offer_epoch: U32,
+    log_tail: U64,
     head: U64,
     sent_at: U64,
     echo: U64,
@@ -236,7 +239,7 @@ pub struct Heartbeat {
 }
 
 /// Bytes of a heartbeat's body without padding.
-pub const HEARTBEAT_BYTES: usize = 184;
+pub const HEARTBEAT_BYTES: usize = 192;
 const _: () = assert!(size_of::<Heartbeat>() == HEARTBEAT_BYTES);
 
 impl HeartbeatRepr {
@@ -250,6 +253,7 @@ impl HeartbeatRepr {
             bulk_offer_offset: U64::new(self.bulk_offer.offset),
             log_offer_epoch: U32::new(self.log_offer.epoch),
             bulk_offer_epoch: U32::new(self.bulk_offer.epoch),
+            log_tail: U64::new(self.log_tail),
             head: U64::new(self.head.0),
             sent_at: U64::new(self.sent_at),
             echo: U64::new(self.echo),
@@ -283,6 +287,7 @@ impl HeartbeatRepr {
                 position: LogPos(0),
                 offset: beat.bulk_offer_offset.get(),
             },
+            log_tail: beat.log_tail.get(),
             head: LogPos(beat.head.get()),
             sent_at: beat.sent_at.get(),
             echo: beat.echo.get(),
@@ -461,6 +466,7 @@ mod tests {
                 position: LogPos(0),
                 offset: 5,
             },
+            log_tail: 2,
             head: LogPos(6),
             sent_at: 7,
             echo: 8,
