@@ -74,8 +74,8 @@ impl Sandbox {
         for vector in 0..=255 {
             idt::hook(vector, Some(on_event));
         }
-        // SAFETY: as above.
         let efer = self.efer;
+        // SAFETY: as above.
         idt::catch(|| unsafe { cpu::wrmsr(cpu::msr::EFER, efer) });
         gdt::load_task();
         // Unblocks NMIs: the watchdog may have been one, and abandoning it left out its IRET.
@@ -100,11 +100,14 @@ struct Stack([u8; 32 * 1024]);
 static STACK: Racy<Stack> = Racy::new(Stack([0; 32 * 1024]));
 static ROUND: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
-static BODY: Racy<Option<(fn(&Sandbox, u64), Sandbox)>> = Racy::new(None);
+static BODY: Racy<Option<(Body, Sandbox)>> = Racy::new(None);
+
+/// What runs in each round.
+pub type Body = fn(&Sandbox, u64);
 
 /// Calls `body` for the rounds 0 to `count`, and goes on with the next one when a round wrecks the caller's own
 /// stack. Then ends the guest with status 0: what the rounds did is not judged.
-pub fn rounds(count: u64, body: fn(&Sandbox, u64)) -> ! {
+pub fn rounds(count: u64, body: Body) -> ! {
     COUNT.store(count, Relaxed);
     // SAFETY: nothing runs in the sandbox yet.
     unsafe { BODY.get().write(Some((body, Sandbox::new()))) };

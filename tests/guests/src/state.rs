@@ -205,6 +205,10 @@ macro_rules! cases {
 }
 
 /// The entries of a table made by [`cases!`](crate::cases).
+#[expect(
+    clippy::not_unsafe_ptr_arg_deref,
+    reason = "`cases!` makes the only tables"
+)]
 pub fn entries(first: *const Case) -> impl Iterator<Item = Case> {
     (0..).map_while(move |index| {
         // SAFETY: the table ends with an entry of zeros.

@@ -281,7 +281,7 @@ snippet!(
 fn call_with(code: unsafe extern "C" fn(), rdi: u64) {
     // SAFETY: the code touches what RDI points to.
     unsafe {
-        core::arch::asm!("call {}", in(reg) code as u64, in("rdi") rdi, inout("rax") 5_u64 => _, out("rsi") _);
+        core::arch::asm!("call {}", in(reg) code, in("rdi") rdi, inout("rax") 5_u64 => _, out("rsi") _);
     }
 }
 

@@ -92,17 +92,17 @@ fn area(cell: &Racy<Area>) -> &'static mut [u8; SIZE] {
 fn make(random: &mut Random, machine: Machine) {
     let image = area(&WANTED);
     for chunk in image.chunks_exact_mut(8) {
-        chunk.copy_from_slice(&random.next().to_le_bytes());
+        chunk.copy_from_slice(&random.value().to_le_bytes());
     }
-    image[0..2].copy_from_slice(&(0x037f_u16 & !((random.next() as u16) & 0xc00)).to_le_bytes());
+    image[0..2].copy_from_slice(&(0x037f_u16 & !((random.value() as u16) & 0xc00)).to_le_bytes());
     // No exception is pending; top of stack and condition bits are free.
-    image[2..4].copy_from_slice(&((random.next() as u16) & 0x7f40 & !0x80).to_le_bytes());
-    image[4] = random.next() as u8;
+    image[2..4].copy_from_slice(&((random.value() as u16) & 0x7f40 & !0x80).to_le_bytes());
+    image[4] = random.value() as u8;
     // Reserved byte, last opcode, instruction and data pointers: processors differ in keeping them.
     image[5..24].fill(0);
-    let rounding = (random.next() as u32) & 0x6000;
+    let rounding = (random.value() as u32) & 0x6000;
     image[24..28]
-        .copy_from_slice(&(0x1f80 | rounding | (random.next() as u32 & 0x3f)).to_le_bytes());
+        .copy_from_slice(&(0x1f80 | rounding | (random.value() as u32 & 0x3f)).to_le_bytes());
     image[28..32].copy_from_slice(&0xffff_u32.to_le_bytes());
     // Registers of x87 are 10 bytes in 16.
     for register in 0..8 {
@@ -114,7 +114,7 @@ fn make(random: &mut Random, machine: Machine) {
     }
     if machine.avx {
         for byte in &mut image[576..832] {
-            *byte = random.next() as u8;
+            *byte = random.value() as u8;
         }
     }
 }

@@ -531,7 +531,7 @@ fn string_instruction() {
         unsafe {
             (from as *mut u8)
                 .add(index as usize)
-                .write_volatile(random.next() as u8)
+                .write_volatile(random.value() as u8)
         };
     }
     for _ in 0..60 {

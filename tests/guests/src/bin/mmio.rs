@@ -154,7 +154,7 @@ fn device_basics() {
 }
 
 fn pattern(index: usize, seed: u64) -> u64 {
-    Random::new(seed << 16 | index as u64).next()
+    Random::new(seed << 16 | index as u64).value()
 }
 
 /// The words of a page that the cases can reach.
@@ -229,8 +229,8 @@ fn run_on(page: u64, case: &Case, mode: Mode, seed: u64) -> State {
     paging::map(WINDOW, page, paging::P | paging::W);
     let mut random = Random::new(seed);
     let mut state = State {
-        gprs: core::array::from_fn(|_| random.next()),
-        rflags: 2 | (random.next() & ARITHMETIC_FLAGS),
+        gprs: core::array::from_fn(|_| random.value()),
+        rflags: 2 | (random.value() & ARITHMETIC_FLAGS),
     };
     state.gprs[RCX] = 4;
     if mode == Mode::Bits64 {

@@ -259,10 +259,10 @@ fn stale_translations() {
         cpu::cpuid(0, 0);
         // SAFETY: an entry of the space; CR3 is written next.
         unsafe {
-            paging::entry(SPACE, 1).write_volatile(frame(round + 1 & 3) | P | W);
+            paging::entry(SPACE, 1).write_volatile(frame((round + 1) & 3) | P | W);
             cpu::set_cr3(cpu::cr3());
         }
-        group.equal((round, "cr3"), read(SPACE), 0x1000 + (round + 1 & 3));
+        group.equal((round, "cr3"), read(SPACE), 0x1000 + ((round + 1) & 3));
     }
     group.done();
     let cr4 = cpu::cr4();
@@ -324,7 +324,7 @@ fn upper_levels() {
         format_args!("{got:?}"),
     );
     // A table in memory that was never touched: empty.
-    let fresh = multiboot::memory_end() - 0x20_0000 & !0xfff;
+    let fresh = (multiboot::memory_end() - 0x20_0000) & !0xfff;
     // SAFETY: RAM that nothing uses.
     unsafe { paging::entry(HIGH + (2 << 30), 3).write_volatile(fresh | P | W) };
     let got = idt::catch(|| {

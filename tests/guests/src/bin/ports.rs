@@ -163,11 +163,11 @@ fn outs() {
         let (mut rsi, mut rcx) = (at, count);
         // SAFETY: reads the page.
         unsafe { asm!("rep outsw", in("dx") UNKNOWN, inout("rsi") rsi, inout("rcx") rcx) };
-        group.equal(("outsw", count), (rsi - at) << 8 | rcx, count * 2 << 8);
+        group.equal(("outsw", count), (rsi - at) << 8 | rcx, (count * 2) << 8);
         (rsi, rcx) = (at, count);
         // SAFETY: reads the page.
         unsafe { asm!("rep outsd", in("dx") UNKNOWN, inout("rsi") rsi, inout("rcx") rcx) };
-        group.equal(("outsd", count), (rsi - at) << 8 | rcx, count * 4 << 8);
+        group.equal(("outsd", count), (rsi - at) << 8 | rcx, (count * 4) << 8);
     }
     group.done();
 }

@@ -34,7 +34,7 @@ fn run() {
     println!("{known} MSRs can be read");
     for _ in 0..count {
         let number = match random.below(5) {
-            0 => random.next() as u32,
+            0 => random.value() as u32,
             1 => 0xc000_0080 + random.below(8) as u32,
             2 => 0xc000_0100 + random.below(4) as u32,
             3 => 0x170 + random.below(16) as u32,
@@ -44,7 +44,7 @@ fn run() {
             }
         };
         let value = match random.below(4) {
-            0 => random.next(),
+            0 => random.value(),
             1 => 1 << random.below(64),
             2 => !0,
             _ => random.below(0x1000),

@@ -71,7 +71,7 @@ fn odd_state(random: &mut Random) {
     };
     state.gprs[guests::state::RBX] = scratch::base();
     // TF, IF off, DF, IOPL, NT, RF, AC, VIF, VIP, ID.
-    state.rflags |= random.next() & 0x3d_7dd5;
+    state.rflags |= random.value() & 0x3d_7dd5;
     if generator::present() && random.one_in(4) {
         cpu::out32(generator::DELAY, random.below(30) as u32);
         cpu::out32(generator::RAISE, random.below(0x200) as u32);
@@ -104,19 +104,19 @@ fn debug_registers(random: &mut Random) {
     unsafe {
         cpu::set_dr0(scratch::base());
         cpu::set_dr1(scratch::base() + 4);
-        cpu::set_dr2(random.next() | 1 << 62);
+        cpu::set_dr2(random.value() | 1 << 62);
         cpu::set_dr3(0x1234);
-        cpu::set_dr6(random.next() & 0xffff_ffff);
-        cpu::set_dr7(random.next() & 0xffff_ffff);
+        cpu::set_dr6(random.value() & 0xffff_ffff);
+        cpu::set_dr7(random.value() & 0xffff_ffff);
     }
 }
 
 /// Descriptors with random type and attributes into ES, DS, FS, GS, SS.
 fn segments(random: &mut Random) {
-    let attributes = random.next() & 0x00d0_7f00_0000_0000 | 0x0000_8000_0000_0000;
+    let attributes = random.value() & 0x00d0_7f00_0000_0000 | 0x0000_8000_0000_0000;
     gdt::set(
         gdt::FREE,
-        attributes | random.next() & 0xff0f_00ff_ffff_ffff,
+        attributes | random.value() & 0xff0f_00ff_ffff_ffff,
     );
     let selector = u32::from(gdt::FREE) | random.below(4) as u32;
     // SAFETY: none: the point of this guest.
@@ -156,8 +156,8 @@ fn system_segments(random: &mut Random) {
     let kind = [2, 9, 11, 1, 3, 12][random.below(6) as usize];
     gdt::set_system(
         gdt::FREE,
-        random.next(),
-        random.next() as u32 & 0xf_ffff,
+        random.value(),
+        random.value() as u32 & 0xf_ffff,
         kind,
     );
     // SAFETY: none: the point of this guest.
@@ -180,7 +180,7 @@ fn bases(random: &mut Random) {
         cpu::msr::STAR,
     ][random.below(6) as usize];
     // SAFETY: none: the point of this guest.
-    unsafe { cpu::wrmsr(number, random.next() >> random.below(40)) };
+    unsafe { cpu::wrmsr(number, random.value() >> random.below(40)) };
 }
 
 guests::main!(run);

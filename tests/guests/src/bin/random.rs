@@ -155,13 +155,13 @@ fn fill(random: &mut Random) -> u64 {
             // mov ecx, an MSR; mov dx, a port.
             4 => &[
                 0xb9,
-                random.next() as u8,
+                random.value() as u8,
                 [0, 1, 2, 8][random.below(4) as usize],
                 0,
                 [0, 0xc0, 0x40][random.below(3) as usize],
             ],
-            5 => &[0x66, 0xba, random.next() as u8, random.below(3) as u8],
-            _ => &random.next().to_le_bytes(),
+            5 => &[0x66, 0xba, random.value() as u8, random.below(3) as u8],
+            _ => &random.value().to_le_bytes(),
         };
         code[at..at + piece.len()].copy_from_slice(piece);
         at += piece.len();
@@ -186,15 +186,15 @@ fn registers(random: &mut Random) -> State {
     };
     for value in &mut state.gprs {
         *value = match random.below(6) {
-            0 => random.next(),
+            0 => random.value(),
             1 => scratch::base() + random.below(4096),
             2 => DATA.address() + random.below(8192),
             3 => random.below(64),
-            4 => 0xffff_8000_0000_0000 | random.next() >> 17,
+            4 => 0xffff_8000_0000_0000 | random.value() >> 17,
             _ => scratch::NOTHING + random.below(4096),
         };
     }
-    state.rflags |= random.next() & if random.one_in(4) { 0x24_4fd5 } else { 0xcd5 };
+    state.rflags |= random.value() & if random.one_in(4) { 0x24_4fd5 } else { 0xcd5 };
     state
 }
 

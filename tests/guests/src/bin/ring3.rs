@@ -334,7 +334,7 @@ fn system_enter() {
         cpu::wrmsr(msr::SYSENTER_ESP, (*gdt::task()).rsp[0]);
     }
     let got = user::run(at(user_sysenter), 0);
-    let want = u64::from(gdt::SYSENTER + 32 | 3) << 32
+    let want = u64::from((gdt::SYSENTER + 32) | 3) << 32
         | u64::from(gdt::SYSENTER) << 16
         | u64::from(gdt::SYSENTER + 8);
     check::that("SYSENTER and SYSEXIT", got == Ok(want), got);

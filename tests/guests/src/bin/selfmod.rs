@@ -78,7 +78,7 @@ fn run() {
         let second = if round % 2 == 0 {
             at + 4096
         } else {
-            multiboot::memory_end() - 0x10_0000 & !0xfff
+            (multiboot::memory_end() - 0x10_0000) & !0xfff
         };
         paging::map(0x5000_1000, second, paging::P | paging::W);
         // mov eax, [rdi + disp32]: 8b 87 in the first page, the displacement in the second.
