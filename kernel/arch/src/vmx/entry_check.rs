@@ -61,6 +61,7 @@ pub fn first_failure(state: &Snapshot) -> Option<&'static str> {
         .iter()
         .find(|check| !(check.holds)(state))
         .map(|check| check.failure)
+        .or((!code_rpl_fits(state)).then_some(BOCHS_CODE_RPL))
 }
 
 macro_rules! checks {
@@ -127,6 +128,9 @@ const CHECKS: &[Check] = checks![
     "3.1.5" "VMCS link pointer": |s| s.link_pointer == u64::MAX,
     "3.1.6" "reserved bits in a PDPTE": page_directory_pointers,
 ];
+
+/// Bochs 2.7 asks for this as well, although the manual does not.
+const BOCHS_CODE_RPL: &str = "RPL of CS differs from its DPL (checked by Bochs only)";
 
 const STI: Interruptibility = Interruptibility::STI;
 const MOV_SS: Interruptibility = Interruptibility::MOV_SS;
@@ -324,6 +328,12 @@ fn code_privilege(s: &Snapshot) -> bool {
         13 | 15 => cs.dpl() <= ss.dpl(),
         _ => true,
     }
+}
+
+fn code_rpl_fits(s: &Snapshot) -> bool {
+    let cs = s.cs();
+    let rpl = (cs.selector & 3) as u8;
+    s.v8086() || !matches!(kind(&cs), 9 | 11) || rpl == cs.dpl()
 }
 
 fn stack_privilege(s: &Snapshot) -> bool {

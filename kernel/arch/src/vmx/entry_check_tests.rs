@@ -178,6 +178,14 @@ fn segments() {
 }
 
 #[test]
+fn the_rule_that_only_bochs_has_comes_last() {
+    let failure = spoilt(protected(), |s| {
+        s.segments[SegmentName::Cs].selector = 0x0b;
+    });
+    assert_eq!(failure, BOCHS_CODE_RPL);
+}
+
+#[test]
 fn unusable_segments_may_hold_anything() {
     let mut s = protected();
     for name in [

@@ -2,7 +2,7 @@
 
 use vmm::cpu::CounterKind;
 
-use super::{Counting, NewError, Vmx, Vcpu};
+use super::{Counting, NewError, Vcpu, Vmx};
 use crate::vt::Backend;
 
 impl Backend for Vmx {

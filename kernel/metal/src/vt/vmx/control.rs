@@ -39,9 +39,8 @@ impl Vmcs {
         }
     }
 
-    /// Makes this the VMCS that the other instructions work on.
     #[inline]
-    pub fn make_current(&self) {
+    fn make_current(&self) {
         if self.processor.current.get() != self.region {
             self.load();
         }
@@ -57,15 +56,51 @@ impl Vmcs {
         self.processor.current.set(self.region);
     }
 
+    /// Makes this the VMCS that the other instructions work on, and gives access to its fields: to be used at
+    /// once, before another virtual processor is touched.
+    #[inline]
+    pub fn current(&self) -> Current {
+        self.make_current();
+        Current(())
+    }
+
     /// Reads a field.
     #[inline]
     pub fn read<F: Field>(&self, field: F) -> F::Value {
-        self.make_current();
+        self.current().read(field)
+    }
+
+    /// Writes a guest-state field.
+    #[inline]
+    pub fn set<F: Field>(&self, field: F, value: F::Value) {
+        self.current().set(field, value);
+    }
+
+    /// Writes any field.
+    ///
+    /// # Safety
+    ///
+    /// As [`Current::write`].
+    #[inline]
+    pub unsafe fn write<F: Field>(&self, field: F, value: F::Value) {
+        // SAFETY: the caller vouches for the value.
+        unsafe { self.current().write(field, value) };
+    }
+}
+
+/// The current VMCS.
+#[derive(Clone, Copy)]
+pub struct Current(());
+
+impl Current {
+    /// Reads a field.
+    #[inline]
+    pub fn read<F: Field>(self, field: F) -> F::Value {
         let value: u64;
-        // SAFETY: VMX operation is on and a VMCS is current; a field that this processor does not have
-        // leaves the register at its old value.
+        // SAFETY: VMX operation is on and a VMCS is current. Of a field that this processor does not have
+        // the register keeps some old value.
         unsafe {
-            asm!("vmread {}, {}", inout(reg) 0u64 => value, in(reg) u64::from(field.encoding()),
+            asm!("vmread {}, {}", lateout(reg) value, in(reg) u64::from(field.encoding()),
                 options(nomem, nostack));
         }
         F::from_register(value)
@@ -73,7 +108,7 @@ impl Vmcs {
 
     /// Writes a guest-state field: nothing in that area can reach host memory.
     #[inline]
-    pub fn set<F: Field>(&self, field: F, value: F::Value) {
+    pub fn set<F: Field>(self, field: F, value: F::Value) {
         const GUEST_STATE: u32 = 2;
         assert!(
             field.encoding() >> 10 & 3 == GUEST_STATE,
@@ -90,8 +125,7 @@ impl Vmcs {
     /// The VMCS must stay one that a VM entry can use without harm: host state that returns into `entry`,
     /// an EPT pointer and bitmaps that are this guest's.
     #[inline]
-    pub unsafe fn write<F: Field>(&self, field: F, value: F::Value) {
-        self.make_current();
+    pub unsafe fn write<F: Field>(self, field: F, value: F::Value) {
         // SAFETY: VMX operation is on and a VMCS is current; the caller vouches for the value.
         unsafe {
             asm!("vmwrite {}, {}", "jbe {}", in(reg) u64::from(field.encoding()),

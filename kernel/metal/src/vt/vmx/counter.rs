@@ -56,20 +56,27 @@ impl Counting {
         value as u32
     }
 
-    /// Instructions retired in the entry that has just ended; `idt_vectoring` is the exit's.
+    /// Instructions retired in the entry that has just ended. One less than none, wrapped, if the exit came
+    /// during the delivery of an event at the entry.
     #[inline]
-    pub(super) fn retired(self, frame: &Frame, idt_vectoring: u32) -> u64 {
+    pub(super) const fn retired(self, frame: &Frame) -> u64 {
         match self {
-            Counting::Tsc { overhead } => {
-                let ticks = frame.exit_tsc.wrapping_sub(frame.entry_tsc);
-                let retired = ticks.wrapping_sub(overhead) as i64;
-                if retired < 0 {
-                    // The exit came during the delivery at the entry.
-                    return 0;
-                }
-                retired as u64 + cut_off_attempt(idt_vectoring)
-            }
+            Counting::Tsc { overhead } => frame
+                .exit_tsc
+                .wrapping_sub(frame.entry_tsc)
+                .wrapping_sub(overhead),
             Counting::ExitOrdinal => 0,
+        }
+    }
+
+    /// What an exit of a kind that can hit an event's delivery adds to [`Counting::retired`].
+    pub(super) fn correction(self, frame: &Frame, idt_vectoring: u32) -> u64 {
+        if self == Counting::ExitOrdinal {
+            0
+        } else if self.retired(frame) == u64::MAX {
+            1
+        } else {
+            cut_off_attempt(idt_vectoring)
         }
     }
 
@@ -84,7 +91,6 @@ impl Counting {
 }
 
 /// 1 if the exit cut off an event of the guest's own making: everything but interrupts and NMIs.
-#[inline]
 fn cut_off_attempt(idt_vectoring: u32) -> u64 {
     const FIRST_OF_THE_GUEST: u32 = 3;
     let valid = idt_vectoring & event::VALID != 0;

@@ -62,7 +62,7 @@ impl Vcpu {
     }
 
     /// Closes or opens the two window exits as asked for.
-    #[inline]
+    #[inline(never)]
     pub(super) fn prepare_windows(&mut self) {
         let mut wanted = self.windows;
         if wanted.contains(PrimaryControls::NMI_WINDOW_EXITING)
@@ -126,27 +126,39 @@ impl Vcpu {
     }
 
     /// The instruction at RIP counts as executed: shadows and RF end, and a single step is due.
+    #[inline]
     pub(super) fn finish_instruction(&mut self) {
-        let blocked = self.interruptibility();
-        if blocked.intersects(SHADOW) {
-            self.set_interruptibility(blocked - SHADOW);
+        let vmcs = self.vmcs.current();
+        let blocked = vmcs.read(field::GUEST_INTERRUPTIBILITY);
+        if blocked & SHADOW.bits() != 0 {
+            vmcs.set(field::GUEST_INTERRUPTIBILITY, blocked & !SHADOW.bits());
         }
-        let rflags = self.read_rflags();
+        let rflags = Rflags::from_bits_retain(vmcs.read(field::GUEST_RFLAGS));
         if rflags.intersects(Rflags::RF | Rflags::TF) {
-            self.vmcs
-                .set(field::GUEST_RFLAGS, (rflags - Rflags::RF).bits());
-            if self.single_steps() {
-                let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
-                let step = PendingDebug::SINGLE_STEP.bits();
-                self.vmcs.set(field::GUEST_PENDING_DEBUG, pending | step);
-            }
+            self.finish_marked_instruction(rflags);
         }
     }
 
-    /// An exit came while an event was being delivered: the event is delivered again at the next entry,
-    /// unless the exit's handler combines it with another one.
     #[cold]
-    pub(super) fn keep_cut_off_event(&mut self, idt_vectoring: u32) {
+    fn finish_marked_instruction(&mut self, rflags: Rflags) {
+        self.vmcs
+            .set(field::GUEST_RFLAGS, (rflags - Rflags::RF).bits());
+        if self.single_steps() {
+            let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
+            let step = PendingDebug::SINGLE_STEP.bits();
+            self.vmcs.set(field::GUEST_PENDING_DEBUG, pending | step);
+        }
+    }
+
+    /// For exits that can come while an event is being delivered: such an event is delivered again at the next
+    /// entry, unless the exit's handler combines it with another one. Returns whether there was one.
+    pub(super) fn keep_cut_off_event(&mut self) -> bool {
+        let idt_vectoring = self.vmcs.read(field::IDT_VECTORING_INFO);
+        let correction = self.counting.correction(&self.frame, idt_vectoring);
+        self.icount = self.icount.wrapping_add(correction);
+        if idt_vectoring & format::VALID == 0 {
+            return false;
+        }
         self.pending = format::decode(
             idt_vectoring,
             || self.vmcs.read(field::IDT_VECTORING_ERROR_CODE),
@@ -160,6 +172,7 @@ impl Vcpu {
             let blocked = self.interruptibility();
             self.set_interruptibility(blocked - Interruptibility::NMI);
         }
+        true
     }
 
     /// The exit hit an IRET that had already ended NMI blocking: it executes again, so the blocking goes on.

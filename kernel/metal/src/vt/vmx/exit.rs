@@ -44,7 +44,8 @@ impl Vcpu {
     }
 
     #[cold]
-    fn decode_rare(&self, reason: ExitReason) -> Exit {
+    fn decode_rare(&mut self, reason: ExitReason) -> Exit {
+        self.keep_cut_off_event();
         match reason {
             ExitReason::RDTSCP => Exit::Rdtscp,
             ExitReason::RDPMC => Exit::Rdpmc,
@@ -152,6 +153,7 @@ impl Vcpu {
     #[cold]
     fn exception(&mut self) -> Exit {
         const NMI: u32 = 2;
+        let cut_off = self.keep_cut_off_event();
         let info = self.vmcs.read(field::EXIT_INTERRUPTION_INFO);
         if format::kind_bits(info) == NMI {
             self.counts.interrupts = self.counts.interrupts.wrapping_add(1);
@@ -161,7 +163,7 @@ impl Vcpu {
         if format::vector_of(info) == vector::MC {
             entry::raise_on_host::<{ vector::MC }>();
         }
-        if info & format::NMI_UNBLOCKED_BY_IRET != 0 && !self.cut_off {
+        if info & format::NMI_UNBLOCKED_BY_IRET != 0 && !cut_off {
             self.block_nmi_again();
         }
         let event = format::decode(
@@ -182,10 +184,12 @@ impl Vcpu {
     }
 
     /// Maps RAM that is touched for the first time; everything else is the machine's.
+    #[inline(never)]
     fn ept_violation(&mut self, memory: &mut GuestRam) -> Option<Exit> {
+        let cut_off = self.keep_cut_off_event();
         let gpa = Gpa(self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS));
         let violation = EptViolation::decode(self.qualification());
-        if violation.nmi_unblocked_by_iret && !self.cut_off {
+        if violation.nmi_unblocked_by_iret && !cut_off {
             self.block_nmi_again();
         }
         let Some(frame) = memory.host_frame(gpa) else {

@@ -3,8 +3,8 @@
 use core::fmt;
 
 use arch::regs::{
-    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, DescriptorTable, Efer, Rflags, Segment,
-    SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs,
+    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, DescriptorTable, Efer, Gpr, Rflags,
+    Segment, SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs,
 };
 use arch::vmx::control::{ACTIVITY_ACTIVE, EntryControls, Interruptibility, PendingDebug};
 use arch::vmx::entry_check::Snapshot;
@@ -217,7 +217,7 @@ impl Vcpu {
         fpu::save(&mut xsave);
         CpuState {
             gprs: self.frame.gprs,
-            rip: self.rip,
+            rip: self.vmcs.read(field::GUEST_RIP),
             rflags: self.read_rflags(),
             segments: self.read_segments(),
             gdtr: DescriptorTable {
@@ -262,9 +262,9 @@ impl Vcpu {
             registers.load();
         }
         self.frame.gprs = *gprs;
-        self.rip = *rip;
-        self.loaded_rip = !*rip;
-        self.loaded_rsp = !gprs.0[4];
+        self.loaded_rsp = gprs[Gpr::Rsp];
+        self.vmcs.set(field::GUEST_RSP, gprs[Gpr::Rsp]);
+        self.vmcs.set(field::GUEST_RIP, *rip);
         self.pending = *pending;
         self.icount = *icount;
         self.vmcs.set(field::GUEST_RFLAGS, rflags.bits());
@@ -314,7 +314,7 @@ impl Vcpu {
             debugctl: vmcs.read(field::GUEST_DEBUGCTL),
             sysenter_esp: vmcs.read(field::GUEST_SYSENTER_ESP),
             sysenter_eip: vmcs.read(field::GUEST_SYSENTER_EIP),
-            rip: self.rip,
+            rip: vmcs.read(field::GUEST_RIP),
             rflags: self.read_rflags(),
             segments: self.read_segments(),
             gdtr_base: vmcs.read(field::GUEST_GDTR_BASE),

@@ -1,6 +1,5 @@
 //! The virtual processor: the run loop, and the seam's trait.
 
-use alloc::boxed::Box;
 use alloc::rc::Rc;
 use core::fmt;
 
@@ -12,7 +11,6 @@ use arch::regs::{
 };
 use arch::vmx::capability::Capabilities;
 use arch::vmx::control::PrimaryControls;
-use arch::vmx::event::VALID;
 use arch::vmx::exit::{ENTRY_FAILED, ExitReason};
 use arch::vmx::field::{self, SegmentFields};
 use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
@@ -25,6 +23,7 @@ use super::setup::{self, Resources};
 use super::{Processor, Vmx};
 use crate::guest_ram::GuestRam;
 use crate::vt::nested::{Format, NestedTables};
+use crate::x86;
 
 /// Why a virtual processor could not be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +60,7 @@ impl Format for Ept {
 
 /// One virtual processor on VT-x. It always runs with the same guest memory.
 pub struct Vcpu {
-    pub(super) frame: Box<Frame>,
+    pub(super) frame: Frame,
     pub(super) vmcs: Vmcs,
     pub(super) tables: NestedTables<Ept>,
     pub(super) capabilities: Capabilities,
@@ -71,14 +70,10 @@ pub struct Vcpu {
     pub(super) counting: Counting,
     pub(super) icount: u64,
     pub(super) counts: HostLocalCounts,
-    /// The guest's RIP and, as it is in the VMCS, RIP and RSP: written back only if they differ.
-    pub(super) rip: u64,
-    pub(super) loaded_rip: u64,
+    /// RSP as it is in the VMCS: written back only if it differs.
     pub(super) loaded_rsp: u64,
     /// Delivered at the next entry.
     pub(super) pending: Option<Event>,
-    /// The last exit cut off the delivery of an event.
-    pub(super) cut_off: bool,
     /// Primary controls without the two windows.
     pub(super) primary: PrimaryControls,
     /// Window exits asked for.
@@ -90,8 +85,8 @@ pub struct Vcpu {
     /// The next entry ends a first touch of RAM.
     pub(super) entry_is_for_ram: bool,
     launched: bool,
-    /// TSC at the last exit; none before the first.
-    last_exit_tsc: Option<u64>,
+    /// TSC at the last exit, or at the first call of `run`; 0 before that.
+    last_exit_tsc: u64,
 }
 
 impl Vcpu {
@@ -117,7 +112,7 @@ impl Vcpu {
         control::invept(capabilities.ept_vpid.invept_single().then_some(ept_pointer));
         let state = CpuState::real_mode(0);
         let mut vcpu = Self {
-            frame: Box::new(Frame::new()),
+            frame: Frame::new(),
             vmcs,
             tables,
             capabilities,
@@ -127,18 +122,15 @@ impl Vcpu {
             counting: vmx.counting,
             icount: 0,
             counts: HostLocalCounts::default(),
-            rip: 0,
-            loaded_rip: 0,
             loaded_rsp: 0,
             pending: None,
-            cut_off: false,
             primary: capabilities.primary,
             windows: PrimaryControls::empty(),
             loaded_windows: PrimaryControls::empty(),
             refused: None,
             entry_is_for_ram: false,
             launched: false,
-            last_exit_tsc: None,
+            last_exit_tsc: 0,
         };
         vcpu.copy_in(&state);
         Ok(vcpu)
@@ -162,70 +154,52 @@ impl Vcpu {
     /// Enters the guest once. `Err` is an entry that the processor refused.
     #[inline]
     fn enter_once(&mut self, timer: u32) -> Result<ExitReason, Exit> {
-        self.vmcs.set(field::PREEMPTION_TIMER, timer);
-        if self.rip != self.loaded_rip {
-            self.vmcs.set(field::GUEST_RIP, self.rip);
-        }
+        let vmcs = self.vmcs.current();
+        vmcs.set(field::PREEMPTION_TIMER, timer);
         let rsp = self.frame.gprs[Gpr::Rsp];
         if rsp != self.loaded_rsp {
-            self.vmcs.set(field::GUEST_RSP, rsp);
+            vmcs.set(field::GUEST_RSP, rsp);
         }
-        if self.windows != self.loaded_windows || !self.windows.is_empty() {
+        if (self.windows | self.loaded_windows) != PrimaryControls::empty() {
             self.prepare_windows();
         }
-        if let Some(event) = self.pending {
+        let event = self.pending.take();
+        if let Some(event) = event {
             self.prepare_injection(event);
         }
-        // SAFETY: VMX operation is on (`processor` exists), this VMCS is current since the writes above, its
+        // SAFETY: VMX operation is on (`processor` exists), this VMCS is current since `current` above, its
         // host state was written by `setup`, its tables map only this guest's frames, and the frame is
         // its own. Host code runs with interrupts masked.
-        let failed = unsafe { entry::enter(&raw mut *self.frame, u32::from(self.launched)) };
-        if failed != 0 {
-            return Err(self.entry_refused(0));
-        }
-        let reason = self.vmcs.read(field::EXIT_REASON);
-        if reason & ENTRY_FAILED != 0 {
-            return Err(self.entry_refused(reason));
+        let failed = unsafe { entry::enter(&raw mut self.frame, u32::from(self.launched)) };
+        let reason = vmcs.read(field::EXIT_REASON);
+        if failed != 0 || reason & ENTRY_FAILED != 0 {
+            self.pending = event;
+            return Err(self.entry_refused(if failed != 0 { 0 } else { reason }));
         }
         self.launched = true;
-        self.after_exit();
-        Ok(ExitReason(reason as u16))
-    }
-
-    /// Reads back what every exit needs, and counts.
-    #[inline]
-    fn after_exit(&mut self) {
-        self.rip = self.vmcs.read(field::GUEST_RIP);
-        self.loaded_rip = self.rip;
-        let rsp = self.vmcs.read(field::GUEST_RSP);
+        let rsp = vmcs.read(field::GUEST_RSP);
         self.frame.gprs[Gpr::Rsp] = rsp;
         self.loaded_rsp = rsp;
-        let idt_vectoring = self.vmcs.read(field::IDT_VECTORING_INFO);
-        let retired = self.counting.retired(&self.frame, idt_vectoring);
+        let retired = self.counting.retired(&self.frame);
         self.icount = self.icount.wrapping_add(retired);
-        self.pending = None;
-        self.cut_off = idt_vectoring & VALID != 0;
-        if self.cut_off {
-            self.keep_cut_off_event(idt_vectoring);
-        }
         self.count_host_ticks();
+        Ok(ExitReason(reason as u16))
     }
 
     /// Adds what the host has taken between the last exit and the entry that followed.
     #[inline]
     fn count_host_ticks(&mut self) {
         self.counts.entries = self.counts.entries.wrapping_add(1);
-        if let Some(last) = self.last_exit_tsc.replace(self.frame.exit_tsc) {
-            let between = self.frame.entry_tsc.wrapping_sub(last);
-            let ticks = between.wrapping_add(self.counting.entry_overhead());
-            let sum = if self.entry_is_for_ram {
-                &mut self.counts.ram_fault_ticks
-            } else {
-                &mut self.counts.host_ticks
-            };
-            *sum = sum.wrapping_add(ticks);
-        }
-        self.entry_is_for_ram = false;
+        let between = self.frame.entry_tsc.wrapping_sub(self.last_exit_tsc);
+        self.last_exit_tsc = self.frame.exit_tsc;
+        let ticks = between.wrapping_add(self.counting.entry_overhead());
+        let sum = if self.entry_is_for_ram {
+            self.entry_is_for_ram = false;
+            &mut self.counts.ram_fault_ticks
+        } else {
+            &mut self.counts.host_ticks
+        };
+        *sum = sum.wrapping_add(ticks);
     }
 
     /// Runs until something surfaces; the checks of `run` have been made.
@@ -284,6 +258,9 @@ impl vmm::cpu::Vcpu for Vcpu {
             return Exit::Landed;
         }
         self.own();
+        if self.last_exit_tsc == 0 {
+            self.last_exit_tsc = x86::rdtsc();
+        }
         let exit = self.run_until(memory, until.0, budget);
         if self.counting == Counting::ExitOrdinal && exit.kind() == ExitKind::Deterministic {
             self.icount = self.icount.wrapping_add(1);
@@ -304,13 +281,14 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.advance_by(length as u8);
     }
 
+    #[inline]
     fn advance_by(&mut self, length: u8) {
-        let next = self.rip.wrapping_add(u64::from(length));
-        self.rip = if next >> 32 != 0 && !self.in_64_bit_mode() {
-            next & 0xffff_ffff
-        } else {
-            next
-        };
+        let vmcs = self.vmcs.current();
+        let mut next = vmcs.read(field::GUEST_RIP).wrapping_add(u64::from(length));
+        if next >> 32 != 0 && !self.in_64_bit_mode() {
+            next &= 0xffff_ffff;
+        }
+        vmcs.set(field::GUEST_RIP, next);
         if matches!(self.counting, Counting::Tsc { .. }) {
             self.icount = self.icount.wrapping_add(1);
         }
@@ -346,11 +324,11 @@ impl vmm::cpu::Vcpu for Vcpu {
     }
 
     fn rip(&self) -> u64 {
-        self.rip
+        self.vmcs.read(field::GUEST_RIP)
     }
 
     fn set_rip(&mut self, rip: u64) {
-        self.rip = rip;
+        self.vmcs.set(field::GUEST_RIP, rip);
     }
 
     fn rflags(&self) -> Rflags {
