@@ -40,8 +40,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let firmware = firmware(arguments.uefi);
     check_platform(arguments.platform, firmware)?;
-    // A wrong configuration is cheaper to find than a missing package.
+    // A wrong configuration or name is cheaper to find than a missing package.
     let own = arguments.config.as_deref().map(read_config).transpose()?;
+    let guests = Guests::load()?;
+    let guest = guests.named(&arguments.guest)?;
     needs::ensure(&needs::BUILD)?;
     needs::ensure(&Need::of_platform(arguments.platform, arguments.uefi))?;
 
@@ -49,8 +51,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (config, files) = match own {
         Some(own) => own,
         None => {
-            let guests = Guests::load()?;
-            let guest = guests.named(&arguments.guest)?;
             let config = config::compose(arguments.platform, std::slice::from_ref(guest))?;
             (config, guests::files(&guests::build(&guests)?, [guest]))
         }
