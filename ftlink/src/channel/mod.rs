@@ -152,7 +152,8 @@ impl Hello {
 
 struct Attempt {
     initiation: Initiation,
-    session: u32,
+    /// The first message's header; the reply repeats it.
+    header: HeaderRepr,
     failures: u32,
 }
 
@@ -346,14 +347,14 @@ impl Channel {
         let begun = Initiation::begin(
             &self.parties(true),
             seed,
-            &self.greeting(&header, self.attempts),
+            &self.greeting(&header, generation, self.attempts),
             &mut datagram[HEADER_BYTES..],
         );
         match begun {
             Ok(initiation) => {
                 self.attempt = Some(Attempt {
                     initiation,
-                    session,
+                    header,
                     failures: 0,
                 });
                 self.counters.handshakes_begun += 1;
@@ -380,11 +381,16 @@ impl Channel {
         }
     }
 
-    fn greeting(&self, header: &HeaderRepr, number: u64) -> GreetingRepr<'_> {
+    fn greeting(
+        &self,
+        header: &HeaderRepr,
+        generation: Generation,
+        number: u64,
+    ) -> GreetingRepr<'_> {
         GreetingRepr {
             node: self.config.node,
             boot: self.config.boot,
-            generation: header.generation,
+            generation,
             number,
             session: header.session,
             path: header.path,
@@ -566,7 +572,8 @@ impl Channel {
         )
         .ok()?;
         let greeting = GreetingRepr::parse(&payload).ok()?;
-        if !self.is_meant(header, &greeting) || !self.is_new_handshake(&greeting) {
+        let meant = self.is_meant(header, &greeting) && greeting.generation == header.generation;
+        if !meant || !self.is_new_handshake(&greeting) {
             return None;
         }
         let peer = Peer {
@@ -580,7 +587,6 @@ impl Channel {
     /// The clear header says what the sealed greeting says, and it is our peer's.
     fn is_meant(&self, header: &HeaderRepr, greeting: &GreetingRepr<'_>) -> bool {
         greeting.node == self.config.peer
-            && greeting.generation == header.generation
             && greeting.session == header.session
             && greeting.path == header.path
             && header.flags == 0
@@ -618,11 +624,10 @@ impl Channel {
         let mut reply = [0; HANDSHAKE_BYTES];
         let reply_header = HeaderRepr {
             kind: Kind::HANDSHAKE_REPLY,
-            generation,
             ..*header
         };
         reply[..HEADER_BYTES].copy_from_slice(reply_header.header().as_bytes());
-        let greeting = self.greeting(&reply_header, number);
+        let greeting = self.greeting(&reply_header, generation, number);
         let keys = response.reply(&greeting, &mut reply[HEADER_BYTES..]).ok()?;
         self.pending = Some(Session {
             id: header.session,
@@ -661,7 +666,12 @@ impl Channel {
     fn finish(&mut self, now: Instant, header: &HeaderRepr, datagram: &[u8]) -> Option<Session> {
         let attempts = self.attempts;
         let attempt = self.attempt.as_mut()?;
-        if attempt.session != header.session || attempt.failures >= REPLY_ATTEMPTS {
+        // The clear header is looked at before the message: reading that uses the handshake up.
+        let expected = HeaderRepr {
+            kind: Kind::HANDSHAKE_REPLY,
+            ..attempt.header
+        };
+        if *header != expected || attempt.failures >= REPLY_ATTEMPTS {
             return None;
         }
         let mut payload = [0; GREETING_BYTES];

@@ -16,3 +16,6 @@ pub mod sender;
 pub use framing::MAX_ENTRY_BYTES;
 pub use receiver::{Arrival, Receiver};
 pub use sender::{AppendError, ReportOutcome, Retain, Segment, Sender};
+
+#[cfg(test)]
+mod tests;
