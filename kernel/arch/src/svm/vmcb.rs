@@ -23,15 +23,15 @@ pub struct VmcbSegment {
 }
 
 impl From<Segment> for VmcbSegment {
-    /// "Unusable" is not present here (APM 2 15.5.1 knows no other mark of a null segment).
+    /// "Unusable" is not present here (APM 2 15.5.1 knows no other mark of a null segment). The rest of the
+    /// attributes is kept, so that what was read is what is written back.
     fn from(segment: Segment) -> Self {
-        let attributes = segment.attributes;
-        let packed = if attributes.contains(SegmentAttributes::UNUSABLE) {
-            0
-        } else {
-            let bits = attributes.bits();
-            (bits & 0xff | bits >> 4 & 0xf00) as u16
-        };
+        let mut attributes = segment.attributes;
+        if attributes.contains(SegmentAttributes::UNUSABLE) {
+            attributes.remove(SegmentAttributes::PRESENT);
+        }
+        let bits = attributes.bits();
+        let packed = (bits & 0xff | bits >> 4 & 0xf00) as u16;
         Self {
             selector: segment.selector,
             attributes: packed,
@@ -336,12 +336,10 @@ mod tests {
     fn an_unusable_segment_is_not_present() {
         let null = Segment::flat(0, SegmentAttributes::UNUSABLE.bits() | 0xc093);
         let packed = VmcbSegment::from(null);
-        assert_eq!(packed.attributes, 0);
-        assert!(
-            Segment::from(packed)
-                .attributes
-                .contains(SegmentAttributes::UNUSABLE)
-        );
+        assert_eq!(packed.attributes, 0xc13);
+        let read = Segment::from(packed);
+        assert!(read.attributes.contains(SegmentAttributes::UNUSABLE));
+        assert_eq!(VmcbSegment::from(read), packed);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use arch::regs::{
     ControlRegisters, CpuState, DebugRegisters, Gprs, Rflags, Segment, SegmentName, SystemMsrs,
 };
 use arch::svm::capability::SvmFeatures;
-use arch::svm::control::{CleanBits, TlbControl};
+use arch::svm::control::{CleanBits, InterruptControl, InterruptState, TlbControl};
 use arch::svm::entry_check;
 use arch::svm::exit::ExitCode;
 use arch::svm::vmcb::SaveArea;
@@ -66,6 +66,7 @@ impl fmt::Display for NewError {
 /// The registers of before an entry that may be refused: a refusing VMRUN leaves QEMU's host state in the block.
 struct Backup {
     save: SaveArea,
+    interrupt_state: InterruptState,
     gprs: Gprs,
 }
 
@@ -209,6 +210,7 @@ impl Vcpu {
             }
             self.backup = Some(Backup {
                 save: self.vmcb.save,
+                interrupt_state: self.vmcb.control.interrupt_state,
                 gprs: self.block.gprs,
             });
         }
@@ -245,10 +247,20 @@ impl Vcpu {
 
     /// VMRUN has refused the state although no check of ours did: puts the state back and tries to name why.
     pub(super) fn refused(&mut self) -> &'static str {
-        if let Some(Backup { save, gprs }) = self.backup.take() {
+        if let Some(Backup {
+            save,
+            interrupt_state,
+            gprs,
+        }) = self.backup.take()
+        {
             self.vmcb.save = save;
+            self.vmcb.control.interrupt_state = interrupt_state;
             self.block.gprs = gprs;
         }
+        self.vmcb.control.clean_bits = CleanBits::empty();
+        // QEMU writes back an interrupt control it has not read yet: zero, with which no interrupt of the host
+        // would ever end the next entry.
+        self.vmcb.control.interrupt_control = InterruptControl::V_INTR_MASKING;
         self.must_check();
         self.refusal()
             .unwrap_or("VMRUN refused the state; no check of APM 2 15.5.1 says why")
