@@ -74,7 +74,7 @@ impl Vcpu {
             wanted.insert(PrimaryControls::INTERRUPT_WINDOW_EXITING);
         }
         if wanted != self.loaded_windows {
-            let controls = self.primary | wanted;
+            let controls = self.capabilities.primary | wanted;
             // SAFETY: only the two window exits change, both of which this processor has.
             unsafe {
                 self.vmcs.write(field::PRIMARY_CONTROLS, controls.bits());

@@ -156,9 +156,4 @@ impl Vmx {
         self.counting = counter::calibrate(self)?;
         Ok(self.counting.kind())
     }
-
-    /// What the processor can do.
-    pub fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
-    }
 }

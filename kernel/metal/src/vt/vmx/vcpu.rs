@@ -74,8 +74,6 @@ pub struct Vcpu {
     pub(super) loaded_rsp: u64,
     /// Delivered at the next entry.
     pub(super) pending: Option<Event>,
-    /// Primary controls without the two windows.
-    pub(super) primary: PrimaryControls,
     /// Window exits asked for.
     pub(super) windows: PrimaryControls,
     /// Window exits in the VMCS.
@@ -124,7 +122,6 @@ impl Vcpu {
             counts: HostLocalCounts::default(),
             loaded_rsp: 0,
             pending: None,
-            primary: capabilities.primary,
             windows: PrimaryControls::empty(),
             loaded_windows: PrimaryControls::empty(),
             refused: None,
@@ -134,15 +131,6 @@ impl Vcpu {
         };
         vcpu.copy_in(&state);
         Ok(vcpu)
-    }
-
-    /// Whether INVLPG exits; it does at first. The processor executes it rightly by itself.
-    pub fn intercept_invlpg(&mut self, intercept: bool) {
-        self.primary.set(PrimaryControls::INVLPG_EXITING, intercept);
-        let controls = self.primary | self.loaded_windows;
-        // SAFETY: the processor allows both settings: this one was found allowed, and INVLPG exiting is no
-        // default-1 control where `adjust` has not forced it.
-        unsafe { self.vmcs.write(field::PRIMARY_CONTROLS, controls.bits()) };
     }
 
     /// Makes the live registers this guest's.
