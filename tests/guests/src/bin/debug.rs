@@ -205,8 +205,21 @@ fn single_step() {
             (&raw const step_expected_end).offset_from(start) as usize,
         )
     };
-    let mut seen = trace().iter();
+    // TCG that counts instructions has one more trap in a REP, the one that finds the count used up; and
+    // what a hypervisor emulates as a whole has one. There, traps at the same place count once.
+    let fold = cpu::is_tcg();
+    let mut last = 0;
+    let mut seen = trace().iter().filter(|(rip, _)| {
+        let again = fold && *rip == last;
+        last = *rip;
+        !again
+    });
+    let mut previous = 0;
     for (index, &want) in expected.iter().enumerate() {
+        if fold && want == previous {
+            continue;
+        }
+        previous = want;
         let Some(&(rip, dr6)) = seen.next() else {
             group.equal((index, "missing"), 0, want);
             break;
@@ -217,8 +230,17 @@ fn single_step() {
         }
         group.equal((index, rip, "dr6"), dr6, 0x4000);
     }
-    group.equal("count", trace().len(), expected.len());
+    group.equal("traps left over", seen.count(), 0);
     group.done();
+}
+
+/// QEMU's TCG does not arm breakpoints that a hypervisor loads with VMRUN.
+fn breakpoints_missing(name: &str) -> bool {
+    let missing = cpu::is_tcg() && cpu::on_duet();
+    if missing {
+        check::skip(name, "TCG has none behind VMRUN");
+    }
+    missing
 }
 
 snippet!(
@@ -230,6 +252,9 @@ snippet!(
 
 /// Breakpoints on instructions: before them, once each, also on one that exits and on the one behind it.
 fn code_breakpoints() {
+    if breakpoints_missing("code breakpoints") {
+        return;
+    }
     let start = four_1 as *const () as u64;
     let addresses = [start, start + 1, start + 3, start + 5];
     // SAFETY: the breakpoints lie in `four`.
@@ -287,6 +312,9 @@ fn call_with(code: unsafe extern "C" fn(), rdi: u64) {
 
 /// Breakpoints on data: behind the instruction, by size and kind.
 fn data_breakpoints() {
+    if breakpoints_missing("data breakpoints") {
+        return;
+    }
     type Code = unsafe extern "C" fn();
     let at = MEMORY.address() + 0x100;
     // DR7 fields of breakpoint 1: kind (1 write, 3 read or write), length (0: 1, 1: 2, 3: 4, 2: 8 bytes).
@@ -325,8 +353,8 @@ snippet!(port_in, port_in_at, ["in al, dx"], ["nop"]);
 
 /// A breakpoint on a port (CR4.DE): the hypervisor has to look for it itself when it emulates the access.
 fn port_breakpoint() {
-    if !cpu::has_1d(2) {
-        check::skip("port breakpoint", "no debugging extensions");
+    if !cpu::has_1d(2) || breakpoints_missing("port breakpoint") {
+        check::skip("port breakpoint", "not there");
         return;
     }
     let cr4 = cpu::cr4();

@@ -265,6 +265,22 @@ fn load_data_segments(selector: u16) {
     unsafe { core::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) u32::from(selector)) };
 }
 
+/// One load by this instruction, aligned or not.
+macro_rules! load {
+    ($code:literal, $at:expr) => {{
+        let value: u64;
+        // SAFETY: reads a device, RAM of ours, or nothing.
+        unsafe { core::arch::asm!($code, out(reg) value, in(reg) $at) };
+        value
+    }};
+}
+
+/// One store of 8 bytes, aligned or not.
+fn store(at: u64, value: u64) {
+    // SAFETY: writes to a device, RAM of ours, or nothing.
+    unsafe { core::arch::asm!("mov [{}], {}", in(reg) at, in(reg) value) };
+}
+
 /// Addresses without a device.
 fn nothing_there() {
     if !cpu::on_duet() {
@@ -274,15 +290,12 @@ fn nothing_there() {
     let mut group = Group::new("mmio without a device");
     for offset in [0_u64, 4, 0x123, 0xff8] {
         let at = scratch::NOTHING + offset;
-        // SAFETY: nothing is there; writes are ignored.
-        unsafe {
-            group.equal((at, 1), (at as *const u8).read_volatile(), !0);
-            group.equal((at, 2), (at as *const u16).read_unaligned(), !0);
-            group.equal((at, 4), (at as *const u32).read_unaligned(), !0);
-            group.equal((at, 8), (at as *const u64).read_unaligned(), !0);
-            (at as *mut u64).write_unaligned(0);
-            group.equal((at, 8), (at as *const u64).read_unaligned(), !0);
-        }
+        group.equal((at, 1), load!("movzx {0:e}, byte ptr [{1}]", at), 0xff);
+        group.equal((at, 2), load!("movzx {0:e}, word ptr [{1}]", at), 0xffff);
+        group.equal((at, 4), load!("mov {0:e}, [{1}]", at), 0xffff_ffff);
+        group.equal((at, 8), load!("mov {0}, [{1}]", at), !0);
+        store(at, 0);
+        group.equal((at, "after a write"), load!("mov {0}, [{1}]", at), !0);
     }
     group.done();
 }
@@ -294,13 +307,14 @@ fn page_crossing() {
     fill(EDGE.address(), 8);
     paging::map(WINDOW, scratch::base(), paging::P | paging::W);
     let want = pattern(511, 8) >> 32 | pattern(0, 9) << 32;
-    let at = (WINDOW - 4) as *mut u64;
-    // SAFETY: both pages are mapped.
-    unsafe {
-        group.equal("read", at.read_unaligned(), want);
-        at.write_unaligned(0x1122_3344_5566_7788);
-        group.equal("after write", at.read_unaligned(), 0x1122_3344_5566_7788);
-    }
+    let at = WINDOW - 4;
+    group.equal("read", load!("mov {0}, [{1}]", at), want);
+    store(at, 0x1122_3344_5566_7788);
+    group.equal(
+        "after write",
+        load!("mov {0}, [{1}]", at),
+        0x1122_3344_5566_7788,
+    );
     group.done();
 }
 
