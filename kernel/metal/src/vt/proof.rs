@@ -111,7 +111,11 @@ pub fn programs() -> Programs<'static> {
         (
             between(&duet_proof_counted, &duet_proof_counted_end),
             between(&duet_proof_mixed, &duet_proof_mixed_end),
-            [&duet_proof_fault, &duet_proof_page_fault, &duet_proof_interrupt],
+            [
+                &duet_proof_fault,
+                &duet_proof_page_fault,
+                &duet_proof_interrupt,
+            ],
         )
     };
     let offset = |label: &u8| (core::ptr::from_ref(label).addr() - mixed.as_ptr().addr()) as u32;

@@ -68,12 +68,14 @@ impl Vcpu {
 
     pub(super) fn control_registers(&self) -> ControlRegisters {
         let save = &self.vmcb.save;
+        let mut efer = Efer::from_bits_retain(save.efer) - Efer::SVME;
+        efer.set(Efer::LME, efer.contains(Efer::LME) || self.hidden_lme);
         ControlRegisters {
             cr0: Cr0::from_bits_retain(save.cr0),
             cr2: save.cr2,
             cr3: save.cr3,
             cr4: Cr4::from_bits_retain(save.cr4),
-            efer: Efer::from_bits_retain(save.efer) - Efer::SVME,
+            efer,
             xcr0: self.live.xcr0(),
             pdptes: [0; 4],
         }
@@ -90,7 +92,13 @@ impl Vcpu {
             // The processor reads them on demand (APM 2 15.25.10).
             pdptes: _,
         } = *control;
-        let efer = efer | Efer::SVME;
+        // QEMU sets the host's CR0 before its CR4 at an exit, and takes the guest's LME and PAE for the host's
+        // meanwhile: with LME and without PAE it leaves the host without paging. Until both are there and
+        // paging is on, LME changes nothing, and writes of CR0.PG, CR4 and EFER all come by here.
+        self.hidden_lme =
+            efer.contains(Efer::LME) && !cr4.contains(Cr4::PAE) && !cr0.contains(Cr0::PG);
+        let mut efer = efer | Efer::SVME;
+        efer.set(Efer::LME, efer.contains(Efer::LME) && !self.hidden_lme);
         let save = &mut self.vmcb.save;
         save.cr2 = cr2;
         let translation_changes =

@@ -94,6 +94,8 @@ pub struct Vcpu {
     pub(super) code_page: CodePage,
     /// DR6 as the guest reads it.
     pub(super) dr6: u64,
+    /// The guest's EFER.LME is set, although the control block has it clear.
+    pub(super) hidden_lme: bool,
     pub(super) counts: HostLocalCounts,
     /// The last exit was a first touch of RAM.
     pub(super) after_ram_fault: bool,
@@ -145,6 +147,7 @@ impl Vcpu {
             nested,
             code_page: CodePage::NONE,
             dr6: 0,
+            hidden_lme: false,
             counts: HostLocalCounts::default(),
             after_ram_fault: false,
             capabilities: svm.capabilities,
