@@ -77,6 +77,8 @@ pub struct LinkCounters {
     pub refused_while_asking: u64,
     /// Log data refused because this host's role takes none.
     pub refused_by_role: u64,
+    /// Refused because the peer cannot replay this host's guest.
+    pub refused_incompatible: u64,
     /// Acknowledgements sent.
     pub acks_sent: u64,
     /// Heartbeats sent.

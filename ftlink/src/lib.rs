@@ -12,6 +12,7 @@ pub mod channel;
 pub mod counters;
 pub mod detector;
 pub mod fence;
+pub mod handshake;
 pub mod ids;
 pub mod link;
 pub mod role;

@@ -2,9 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::Parser;
-use xtask::verbs::{bench, build, image, run, setup, test};
+use xtask::verbs::{bench, build, image, run, setup, sim, test};
 
 #[derive(Parser)]
 #[command(
@@ -19,15 +20,25 @@ enum Verb {
     Run(run::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
+    Sim(sim::Arguments),
 }
 
-fn main() -> Result<()> {
-    match Verb::parse() {
+fn main() -> ExitCode {
+    let result = match Verb::parse() {
         Verb::Setup(arguments) => setup::run(&arguments),
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Sim(arguments) => sim::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // In one line and without a backtrace: what is missing is the reader's to fix, not ours.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -143,6 +143,18 @@ impl Hello {
         Some(hello)
     }
 
+    /// A copy of `bytes`, which are known to fit.
+    #[must_use]
+    pub fn of<const N: usize>(bytes: &[u8; N]) -> Self {
+        const { assert!(N <= MAX_HELLO_BYTES) };
+        let mut hello = Self {
+            bytes: [0; MAX_HELLO_BYTES],
+            len: N,
+        };
+        hello.bytes[..N].copy_from_slice(bytes);
+        hello
+    }
+
     /// The record.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -18,6 +18,7 @@ use crate::channel::{ChannelConfig, Hello};
 use crate::counters::{ChannelCounters, LinkCounters, StreamCounters};
 use crate::detector::{self, Detector, Progress, Suspicion};
 use crate::fence::{self, Beat, CommandError, Fence, Positions, decode_notice, encode_notice};
+use crate::handshake::{Identity, Mismatch};
 use crate::ids::{BootId, Duration, Generation, Instant, LogPos};
 use crate::role::{Asker, Gate, Mode, Role};
 use crate::stream::{AppendError, Retain};
@@ -67,6 +68,8 @@ pub enum LinkEvent {
     Fence(fence::Event),
     /// A session with this boot of the peer began.
     Session(BootId),
+    /// The peer cannot replay this host's guest: nothing it says is taken, until it reboots as another.
+    Incompatible(Mismatch),
     /// The peer follows this host's log, from its beginning or from where it had stopped.
     Following,
     /// The primary no longer has what this host needs next: state transfer is needed.
@@ -93,6 +96,8 @@ pub struct Lag {
 /// One host's end of the link.
 pub struct Link {
     config: LinkConfig,
+    identity: Identity,
+    incompatible: Option<Mismatch>,
     transport: Transport,
     detector: Detector,
     fence: Fence,
@@ -106,16 +111,17 @@ pub struct Link {
 }
 
 impl Link {
-    /// A link that begins to look for its peer. `None` when `hello`, the compatibility record, is
-    /// longer than a handshake carries.
+    /// A link that begins to look for its peer, which must be of the same `identity`.
     #[must_use]
-    pub fn new(config: LinkConfig, hello: &[u8], now: Instant) -> Option<Self> {
+    pub fn new(config: LinkConfig, identity: Identity, now: Instant) -> Self {
         let me = Member {
             node: config.channel.node,
             boot: config.channel.boot,
         };
         let mut link = Self {
-            transport: Transport::new(&config, Hello::new(hello)?),
+            transport: Transport::new(&config, Hello::of(&identity.encode())),
+            identity,
+            incompatible: None,
             detector: Detector::new(now),
             fence: Fence::new(me, config.channel.peer, now),
             bulk_writer: BulkWriter::default(),
@@ -127,7 +133,7 @@ impl Link {
             config,
         };
         link.settle();
-        Some(link)
+        link
     }
 
     /// Takes a datagram that arrived on `path`. It is opened in place: its bytes are of no use
@@ -143,6 +149,9 @@ impl Link {
         }
         if let Some(boot) = incoming.session {
             self.on_session(now, boot);
+        }
+        if self.incompatible.is_some() {
+            return;
         }
         if incoming.heard {
             self.detector.on_heard(now, usize::from(path));
@@ -180,6 +189,17 @@ impl Link {
     }
 
     fn on_session(&mut self, now: Instant, boot: BootId) {
+        let hello = self.transport.channel.peer_hello().unwrap_or(&[]);
+        let mismatch = self.identity.check(hello).err();
+        self.transport.refusing = mismatch.is_some();
+        if let Some(mismatch) = mismatch {
+            if self.incompatible != Some(mismatch) {
+                self.push(LinkEvent::Incompatible(mismatch));
+            }
+            self.incompatible = Some(mismatch);
+            return;
+        }
+        self.incompatible = None;
         let member = Member {
             node: self.config.channel.peer,
             boot,
@@ -543,10 +563,10 @@ impl Link {
         &self.fence
     }
 
-    /// The peer's compatibility record, once there was a handshake.
+    /// In what the present peer differs, if it cannot replay this host's guest.
     #[must_use]
-    pub fn peer_hello(&self) -> Option<&[u8]> {
-        self.transport.channel.peer_hello()
+    pub fn incompatible(&self) -> Option<Mismatch> {
+        self.incompatible
     }
 
     /// How far the peer is behind.

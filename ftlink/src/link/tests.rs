@@ -8,10 +8,21 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arbiter::{Record, decide};
+use crate::handshake::{CounterKind, PROTOCOL_VERSION};
 use crate::ids::{NodeId, PairId};
 use crate::wire::ETHERNET_MTU_BYTES;
 
 const PAIR: PairId = PairId(0x77);
+const IDENTITY: Identity = Identity {
+    protocol: PROTOCOL_VERSION,
+    version: [0, 1, 0],
+    vendor: *b"GenuineIntel",
+    signature: 1,
+    microcode: 2,
+    counter: CounterKind::BOCHS_TSC,
+    machine: [3; 32],
+    profile: 4,
+};
 const STEP: Duration = Duration::from_micros(100);
 
 fn config(node: u64, boot: u128) -> LinkConfig {
@@ -82,7 +93,7 @@ impl World {
         let link = |node, boot| {
             let mut config = config(node, boot);
             change(&mut config);
-            Link::new(config, b"same", Instant(0)).unwrap()
+            Link::new(config, IDENTITY, Instant(0))
         };
         Self {
             now: Instant(0),
@@ -361,7 +372,7 @@ fn a_silent_primary_is_replaced_and_the_backup_has_all_that_was_acknowledged() {
     world.weather[1] = [Weather { cut: true, ..CLEAR }; 2];
     let hung = core::mem::replace(
         &mut world.links[0],
-        Link::new(config(1, 999), b"same", world.now).unwrap(),
+        Link::new(config(1, 999), IDENTITY, world.now),
     );
     world.run_ms(400);
     assert_eq!(world.roles()[1], Role::Draining);
@@ -540,7 +551,7 @@ fn a_transfer_ends_with_the_boot_it_was_for() {
         world.links[0].bulk_begin(now, 2, 2),
         Err(BulkError::AlreadyBegun)
     );
-    world.links[1] = Link::new(config(2, 201), b"same", now).unwrap();
+    world.links[1] = Link::new(config(2, 201), IDENTITY, now);
     world.run_ms(500);
     let now = world.now;
     assert_eq!(
@@ -558,7 +569,7 @@ fn a_rebooted_backup_within_the_ring_is_admitted_again_and_beyond_it_waits() {
     world.append(b"one");
     world.run_ms(5);
     let now = world.now;
-    world.links[1] = Link::new(config(2, 201), b"same", now).unwrap();
+    world.links[1] = Link::new(config(2, 201), IDENTITY, now);
     world.delivered.clear();
     world.run_ms(1_000);
     // A new boot needs the log from its beginning, which the ring still has.
@@ -569,7 +580,7 @@ fn a_rebooted_backup_within_the_ring_is_admitted_again_and_beyond_it_waits() {
     assert_eq!(world.delivered, [b"one"]);
     // Now the beginning falls out while the peer is down.
     let entry = vec![0; 30_000];
-    world.links[1] = Link::new(config(2, 202), b"same", now).unwrap();
+    world.links[1] = Link::new(config(2, 202), IDENTITY, now);
     world.all_weather(|weather| weather.cut = true);
     world.run_ms(300);
     for _ in 0..20 {
@@ -578,9 +589,34 @@ fn a_rebooted_backup_within_the_ring_is_admitted_again_and_beyond_it_waits() {
     }
     let now = world.now;
     world.delivered.clear();
-    world.links[1] = Link::new(config(2, 203), b"same", now).unwrap();
+    world.links[1] = Link::new(config(2, 203), IDENTITY, now);
     world.all_weather(|weather| *weather = CLEAR);
     world.run_ms(1_000);
     assert_eq!(world.roles(), [Role::Primary(Mode::Solo), Role::Waiting]);
     assert!(world.events[1].contains(&LinkEvent::OutOfRing));
+}
+
+#[test]
+fn a_peer_that_cannot_replay_the_guest_is_refused_by_name() {
+    let mut world = World::new(16);
+    let other = Identity {
+        microcode: 9,
+        ..IDENTITY
+    };
+    world.links[1] = Link::new(config(2, 200), other, world.now);
+    world.run_ms(500);
+    assert_eq!(world.roles(), [Role::Cold, Role::Cold]);
+    for (index, mismatch) in [Mismatch::Microcode(2, 9), Mismatch::Microcode(9, 2)]
+        .into_iter()
+        .enumerate()
+    {
+        let said = LinkEvent::Incompatible(mismatch);
+        let times = world.events[index].iter().filter(|&&event| event == said);
+        assert_eq!(times.count(), 1);
+        assert_eq!(world.links[index].incompatible(), Some(mismatch));
+        assert!(world.links[index].counters().refused_incompatible > 0);
+    }
+    // It is updated and comes back.
+    world.links[1] = Link::new(config(2, 201), IDENTITY, world.now);
+    world.protect();
 }

@@ -72,6 +72,8 @@ pub struct Transport {
     pub(super) log_counters: StreamCounters,
     pub(super) bulk_counters: StreamCounters,
     pub(super) verified: LogPos,
+    /// The peer cannot replay this host's guest: its datagrams are counted and not looked at.
+    pub(super) refusing: bool,
     flight: Flight,
     acks: Acks,
     heartbeat: Duration,
@@ -102,6 +104,7 @@ impl Transport {
             log_counters: StreamCounters::default(),
             bulk_counters: StreamCounters::default(),
             verified: LogPos(0),
+            refusing: false,
             flight: Flight::default(),
             acks: Acks::default(),
             heartbeat,
@@ -147,8 +150,11 @@ impl Transport {
             Ok(Opened::Answering) | Err(_) => return incoming,
         };
         if new_boot {
+            // What the new boot is to this host is for the caller to say first: the peer repeats
+            // whatever this datagram says.
             incoming.session = self.channel.peer_boot();
             self.on_session(now, true);
+            return incoming;
         }
         self.on_body(now, path, bytes, header, body, &mut incoming);
         incoming
@@ -192,6 +198,10 @@ impl Transport {
         self.channel.settle();
         if let Some(state) = self.paths.get_mut(path) {
             state.on_received(now, bytes);
+        }
+        if self.refusing {
+            self.counters.refused_incompatible += 1;
+            return;
         }
         let ours = header.generation == self.stance.generation;
         if ours {

@@ -35,6 +35,8 @@ enum What {
         #[arg(long, value_enum, default_value_t = Platform::Qemu)]
         platform: Platform,
     },
+    /// What the replication protocol costs: sealing, small entries, goodput, memory.
+    Link,
 }
 
 /// Runs the verb.
@@ -43,7 +45,10 @@ enum What {
 ///
 /// What is missing, or the run failed.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let What::Exits { platform } = arguments.what;
+    let platform = match arguments.what {
+        What::Exits { platform } => platform,
+        What::Link => return super::bench_link::run(),
+    };
     check_platform(platform, Firmware::Bios)?;
     needs::ensure(&needs::BUILD)?;
     needs::ensure(&Need::of_platform(platform, false))?;

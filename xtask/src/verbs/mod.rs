@@ -1,8 +1,10 @@
 //! One file per verb of `cargo xtask`.
 
 pub mod bench;
+pub mod bench_link;
 pub mod build;
 pub mod image;
 pub mod run;
 pub mod setup;
+pub mod sim;
 pub mod test;

@@ -1,0 +1,5 @@
+//! The `wire` target under libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::wire(bytes));
