@@ -83,17 +83,17 @@ pub fn kernel() -> Result<PathBuf> {
     Ok(target().join(BARE_TARGET).join("kernel").join("duet"))
 }
 
-/// The command that compiles the boot loader's image builder, and the program it makes.
+/// The cargo command `verb` on the boot loader's image builder, and the program that "build" makes.
 ///
 /// It has a target directory of its own, always the checkout's: crates that look at `RUSTC_BOOTSTRAP` would
 /// otherwise be compiled anew at every change of sides, and the stages of the loader take minutes.
 #[must_use]
-pub fn loader_command() -> (Command, PathBuf) {
+pub fn loader_command(verb: &str) -> (Command, PathBuf) {
     let target = root().join("target").join("loader");
     let mut command = cargo();
     command
         .env("RUSTC_BOOTSTRAP", "1")
-        .args(["build", "--package", "loader", "--target-dir"])
+        .args([verb, "--package", "loader", "--target-dir"])
         .arg(&target);
     (command, target.join("debug").join("loader"))
 }
@@ -104,7 +104,7 @@ pub fn loader_command() -> (Command, PathBuf) {
 ///
 /// It does not compile.
 pub fn loader() -> Result<PathBuf> {
-    let (mut command, program) = loader_command();
+    let (mut command, program) = loader_command("build");
     progress::quietly(
         "compiling the boot loader (slow the first time)",
         &mut command,

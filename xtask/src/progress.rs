@@ -1,10 +1,14 @@
 //! Long work under a line that says what is going on and for how long.
 
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+
+/// All lines of work that goes on at the same time.
+static LINES: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Runs a command whose output matters only when it fails; shows `what` while it runs.
 ///
@@ -32,7 +36,7 @@ pub fn quietly(what: &str, command: &mut Command) -> Result<()> {
 ///
 /// Those of `work`.
 pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let bar = ProgressBar::new_spinner();
+    let bar = LINES.add(ProgressBar::new_spinner());
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
         bar.set_style(style);
     }
@@ -41,7 +45,7 @@ pub fn step<T>(what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work();
     bar.finish_and_clear();
     if result.is_ok() && bar.elapsed() >= Duration::from_secs(1) {
-        eprintln!("{what}: {}", HumanDuration(bar.elapsed()));
+        LINES.suspend(|| eprintln!("{what}: {}", HumanDuration(bar.elapsed())));
     }
     result
 }

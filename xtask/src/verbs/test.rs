@@ -1,11 +1,12 @@
 //! `cargo xtask test`: style, host tests, and Duet in the emulators.
 
-use std::process::Child;
+use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow};
 
-use crate::artifacts::loader_command;
+use crate::artifacts::{Artifacts, loader_command};
 use crate::emulator::Platform;
+use crate::guests::{self, Guests};
 use crate::needs::{self, Need};
 use crate::progress;
 use crate::workspace::{BARE_TARGET, cargo, check};
@@ -40,41 +41,71 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(platform) => needs::ensure(&Need::of_platform(platform, true))?,
         None => needs::ensure(&[Need::Qemu, Need::Ovmf, Need::Bochs])?,
     }
-    // The boot loader takes longest to compile and has a target directory of its own: begin with it.
-    let loader = Background::start()?;
+    // What goes into images is compiled beside the rest: it waits for other locks, and ends in one thread.
+    let images = std::thread::spawn(compile_images);
     if arguments.filter.is_none() {
         style()?;
     }
-    tests(arguments, &[])?;
-    loader.finish()?;
-    tests(arguments, &["--package", "emu"])
+    progress::quietly("compiling the tests", tests(arguments).arg("--no-run"))?;
+    images
+        .join()
+        .map_err(|_| anyhow!("the thread that compiles the images panicked"))??;
+    if arguments.full {
+        lint_loader()?;
+    }
+    check(&mut tests(arguments))
 }
+
+fn compile_images() -> Result<()> {
+    Artifacts::build()?;
+    guests::build(&Guests::load()?)?;
+    Ok(())
+}
+
+/// Everything that is compiled for this machine.
+const HOST_PACKAGES: [&str; 7] = [
+    "--workspace",
+    "--exclude",
+    "metal",
+    "--exclude",
+    "guests",
+    "--exclude",
+    "loader",
+];
+const DENY_WARNINGS: [&str; 3] = ["--", "--deny", "warnings"];
 
 fn style() -> Result<()> {
     progress::quietly("formatting", cargo().args(["fmt", "--all", "--check"]))?;
-    let deny = ["--", "--deny", "warnings"];
     progress::quietly(
         "linting what runs on this machine",
-        cargo().args(["clippy", "--all-targets"]).args(deny),
-    )?;
-    progress::quietly(
-        "linting the emulator tests",
         cargo()
-            .args(["clippy", "--all-targets", "--package", "emu"])
-            .args(deny),
+            .args(["clippy", "--all-targets"])
+            .args(HOST_PACKAGES)
+            .args(DENY_WARNINGS),
     )?;
     progress::quietly(
         "linting what runs on bare metal",
         cargo()
             .args(["clippy", "--package", "metal", "--package", "guests"])
             .args(["--target", BARE_TARGET])
-            .args(deny),
+            .args(DENY_WARNINGS),
     )
 }
 
-fn tests(arguments: &Arguments, packages: &[&str]) -> Result<()> {
+fn lint_loader() -> Result<()> {
+    let (mut clippy, _) = loader_command("clippy");
+    progress::quietly(
+        "linting the boot loader's image builder",
+        clippy.args(DENY_WARNINGS),
+    )
+}
+
+fn tests(arguments: &Arguments) -> Command {
     let mut command = cargo();
-    command.arg("test").args(packages).args(&arguments.filter);
+    command
+        .arg("test")
+        .args(HOST_PACKAGES)
+        .args(&arguments.filter);
     if let Some(platform) = arguments.platform {
         command.env(PLATFORM_VARIABLE, platform.to_string());
     }
@@ -83,41 +114,5 @@ fn tests(arguments: &Arguments, packages: &[&str]) -> Result<()> {
             .env(FULL_VARIABLE, "1")
             .env("PROPTEST_CASES", "4096");
     }
-    check(&mut command)
-}
-
-/// The boot loader being compiled while other things go on.
-struct Background(Option<Child>);
-
-impl Background {
-    fn start() -> Result<Self> {
-        let (mut command, _) = loader_command();
-        let child = command
-            .arg("--quiet")
-            .spawn()
-            .context("cannot start cargo for the boot loader")?;
-        Ok(Self(Some(child)))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        let Some(mut child) = self.0.take() else {
-            return Ok(());
-        };
-        let status = progress::step("compiling the boot loader", || Ok(child.wait()?))?;
-        if !status.success() {
-            bail!("the boot loader does not compile: {status}");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Background {
-    /// After a failure elsewhere nobody needs it any more.
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            // It may have ended by itself.
-            child.kill().ok();
-            child.wait().ok();
-        }
-    }
+    command
 }
