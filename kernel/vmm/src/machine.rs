@@ -8,6 +8,7 @@ use arch::addr::Gpa;
 use crate::board::Board;
 use crate::code::MAX_INSTRUCTION;
 use crate::cpu::{Icount, Vcpu};
+use crate::exits::debug::has_port_breakpoint;
 use crate::nondet::Door;
 use crate::profile::Profile;
 use crate::stats::ExitStatistics;
@@ -118,6 +119,10 @@ pub struct Machine<V: Vcpu> {
     pub(crate) limit: Icount,
     /// Unknown MSRs touched.
     pub(crate) unknown_msrs: u64,
+    /// DR7, which only MOV DR writes, has a breakpoint on I/O enabled.
+    pub(crate) port_breakpoints: bool,
+    /// DR6 bits of the trap that is due behind the instruction under way.
+    pub(crate) traps: u64,
 }
 
 impl<V: Vcpu> Machine<V> {
@@ -131,6 +136,7 @@ impl<V: Vcpu> Machine<V> {
         test_devices: bool,
         instruction_limit: Option<u64>,
     ) -> Self {
+        let dr7 = vcpu.debug().dr7;
         let board = Board::new(name.clone(), test_devices);
         let limit = instruction_limit.map_or(Icount::NEVER, |n| vcpu.icount().after(n));
         Self {
@@ -147,6 +153,8 @@ impl<V: Vcpu> Machine<V> {
             tsc_aux: 0,
             limit,
             unknown_msrs: 0,
+            port_breakpoints: has_port_breakpoint(dr7),
+            traps: 0,
         }
     }
 

@@ -43,6 +43,7 @@ impl<V: Vcpu> Machine<V> {
                     self.vcpu.advance_by(length);
                     self.trap_after(tf);
                 }
+                Next::Repeat => self.trap_after(self.single_stepping()),
                 Next::Stay => {}
                 Next::Inject(event) => self.inject(event),
                 Next::Stop(stop) => self.stop = Some(stop),
@@ -135,12 +136,16 @@ impl<V: Vcpu> Machine<V> {
         self.trap_after(tf);
     }
 
-    /// The trap that the processor would raise behind an instruction it had executed itself
-    /// (SDM 3 18.3.1.4).
+    /// The trap that the processor would raise behind an instruction, or an iteration of a repeated one, that
+    /// it had executed itself (SDM 3 18.3.1).
     fn trap_after(&mut self, single_stepping: bool) {
+        let mut traps = core::mem::take(&mut self.traps);
         if single_stepping {
+            traps |= DR6_SINGLE_STEP;
+        }
+        if traps != 0 {
             let mut debug = self.vcpu.debug();
-            debug.dr6 |= DR6_SINGLE_STEP;
+            debug.dr6 |= traps;
             self.vcpu.set_debug(&debug);
             self.inject(Event::exception(vector::DB));
         }

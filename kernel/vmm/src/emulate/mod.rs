@@ -73,8 +73,13 @@ impl From<WalkError> for Stop {
     }
 }
 
-/// Executes the instruction at RIP.
-pub fn execute<V: Vcpu>(vcpu: &mut V, memory: &mut V::Memory, bus: &mut impl Bus) -> Outcome {
+/// Executes the instruction at RIP; of a repeated one no more than one element if `one_element`.
+pub fn execute<V: Vcpu>(
+    vcpu: &mut V,
+    memory: &mut V::Memory,
+    bus: &mut impl Bus,
+    one_element: bool,
+) -> Outcome {
     let control = vcpu.control();
     let cs = vcpu.segment(SegmentName::Cs);
     let cpl = vcpu.segment(SegmentName::Ss).dpl();
@@ -104,6 +109,7 @@ pub fn execute<V: Vcpu>(vcpu: &mut V, memory: &mut V::Memory, bus: &mut impl Bus
         control,
         user: cpl == 3,
         wide: bitness == 64,
+        max_elements: if one_element { 1 } else { string::MAX_ELEMENTS },
         memory,
         bus,
     };
@@ -168,6 +174,7 @@ struct Execution<'a, M: GuestMemory, B: Bus> {
     control: ControlRegisters,
     user: bool,
     wide: bool,
+    max_elements: u32,
     memory: &'a mut M,
     bus: &'a mut B,
 }

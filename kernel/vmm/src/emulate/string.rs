@@ -9,7 +9,7 @@ use crate::memory::GuestMemory;
 
 /// Elements that one exit may do of a repeated instruction: bounded work, then the guest may be
 /// interrupted.
-const MAX_ELEMENTS: u32 = 4096;
+pub(super) const MAX_ELEMENTS: u32 = 4096;
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -37,7 +37,7 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
             self.element(i, kind, size, address_size)?;
             return Ok(true);
         }
-        for _ in 0..MAX_ELEMENTS {
+        for _ in 0..self.max_elements {
             let left = self.gprs[Gpr::Rcx] & mask(address_size);
             if left == 0 {
                 return Ok(true);

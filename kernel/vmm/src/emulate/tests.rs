@@ -94,7 +94,7 @@ impl Bench {
 
     fn execute(&mut self, code: &[u8]) -> Outcome {
         self.ram.put(CODE, code);
-        execute(&mut self.vcpu, &mut self.ram, &mut self.device)
+        execute(&mut self.vcpu, &mut self.ram, &mut self.device, false)
     }
 
     fn done(&mut self, code: &[u8]) {
@@ -325,7 +325,7 @@ fn what_is_not_emulated_says_so() {
     );
     b.vcpu.state.rip = DEVICE;
     assert_eq!(
-        execute(&mut b.vcpu, &mut b.ram, &mut b.device),
+        execute(&mut b.vcpu, &mut b.ram, &mut b.device, false),
         Outcome::Fault(Event::undefined_opcode(), None)
     );
 }
@@ -349,7 +349,7 @@ mod random {
             b.device.bytes = vec![0; 1 << 20];
             let mut quiet = Quiet;
             b.ram.put(CODE, &code);
-            let outcome = execute(&mut b.vcpu, &mut b.ram, &mut quiet);
+            let outcome = execute(&mut b.vcpu, &mut b.ram, &mut quiet, false);
             if let Outcome::Done(length) = outcome {
                 prop_assert!((1..=15).contains(&length));
             }

@@ -85,8 +85,35 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, dr: u8, register: Gpr) ->
             }
         }
     }
+    machine.port_breakpoints = has_port_breakpoint(debug.dr7);
     machine.vcpu.set_debug(&debug);
     Next::Retire
+}
+
+/// Whether breakpoint `n` is enabled and of the I/O kind (SDM 3 18.2.4).
+const fn is_port_breakpoint(dr7: u64, n: u32) -> bool {
+    dr7 >> (2 * n) & 3 != 0 && dr7 >> (16 + 4 * n) & 3 == 2
+}
+
+/// Whether any breakpoint is enabled and of the I/O kind.
+pub(crate) fn has_port_breakpoint(dr7: u64) -> bool {
+    (0..4).any(|n| is_port_breakpoint(dr7, n))
+}
+
+/// DR6 bits of the I/O breakpoints that an access to `size` bytes from `port` on hits.
+pub(crate) fn port_hits<V: Vcpu>(machine: &Machine<V>, port: u16, size: u8) -> u64 {
+    if !machine.port_breakpoints || !machine.vcpu.control().cr4.contains(Cr4::DE) {
+        return 0;
+    }
+    let debug = machine.vcpu.debug();
+    let (first, last) = (u64::from(port), u64::from(port) + u64::from(size) - 1);
+    (0..4).zip(debug.dr).fold(0, |hits, (n, address)| {
+        // LEN: 1, 2, 8 or 4 bytes; the address is aligned to them (SDM 3 18.2.5).
+        let length = [1, 2, 8, 4][(debug.dr7 >> (18 + 4 * n) & 3) as usize];
+        let start = address & !(length - 1);
+        let hit = is_port_breakpoint(debug.dr7, n) && first < start + length && start <= last;
+        hits | u64::from(hit) << n
+    })
 }
 
 /// Reflects an intercepted exception, with the side effects its delivery would have had.

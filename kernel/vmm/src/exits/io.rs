@@ -1,9 +1,10 @@
 //! Ports and device memory.
 
 use arch::event::Event;
-use arch::regs::Gpr;
+use arch::regs::{Gpr, Rflags};
 
 use super::Next;
+use super::debug::port_hits;
 use crate::cpu::{NestedFault, PortAccess, Vcpu};
 use crate::emulate::{Bus, Outcome, execute, write_sized};
 use crate::host::Host;
@@ -14,6 +15,7 @@ pub(crate) fn port<V: Vcpu>(
     host: &mut impl Host,
     access: PortAccess,
 ) -> Next {
+    machine.traps |= port_hits(machine, access.port, access.size);
     if access.string {
         return emulate(machine, host);
     }
@@ -48,10 +50,18 @@ pub(crate) fn nested_fault<V: Vcpu>(
 fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
     let now = machine.vcpu.icount().after(1);
     let mut bus = machine.board.bus(host, now);
-    match execute(&mut machine.vcpu, &mut machine.memory, &mut bus) {
+    // What traps, traps behind each element of a repeated instruction.
+    let one_element = machine.traps != 0 || machine.vcpu.rflags().contains(Rflags::TF);
+    match execute(
+        &mut machine.vcpu,
+        &mut machine.memory,
+        &mut bus,
+        one_element,
+    ) {
         Outcome::Done(length) => Next::RetireBytes(length),
-        Outcome::Unfinished => Next::Stay,
+        Outcome::Unfinished => Next::Repeat,
         Outcome::Fault(event, cr2) => {
+            machine.traps = 0;
             if let Some(cr2) = cr2 {
                 let mut control = machine.vcpu.control();
                 control.cr2 = cr2;

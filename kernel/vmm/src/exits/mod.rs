@@ -19,6 +19,8 @@ pub(crate) enum Next {
     Retire,
     /// The same for an instruction whose length the handler found.
     RetireBytes(u8),
+    /// An iteration of a repeated instruction is done, the instruction is not.
+    Repeat,
     /// Enter again where the guest is.
     Stay,
     /// Raise an event instead of the instruction.

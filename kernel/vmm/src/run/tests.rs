@@ -326,6 +326,62 @@ fn a_single_step_traps_behind_an_emulated_instruction() {
 }
 
 #[test]
+fn a_single_step_traps_behind_each_element_of_an_emulated_repeat() {
+    let access = PortAccess {
+        port: 0x60,
+        size: 1,
+        write: false,
+        string: true,
+    };
+    let mut m = machine(&[at(0, Exit::Port(access)), at(0, Exit::Port(access))]);
+    m.memory.put(u64::from(CODE), &[0xf3, 0x6c]); // rep insb
+    m.vcpu.state.rflags |= Rflags::TF;
+    m.vcpu.state.gprs[Gpr::Rdi] = 0x6000;
+    m.vcpu.state.gprs[Gpr::Rcx] = 2;
+    m.run(&mut TestHost::default(), 1000);
+    assert_eq!(faults(&m), [vector::DB, vector::DB]);
+    // The second iteration ends the instruction.
+    assert_eq!(
+        (m.vcpu.state.rip, m.vcpu.state.icount),
+        (u64::from(CODE) + 2, 1)
+    );
+    assert_eq!(m.vcpu.state.gprs[Gpr::Rcx], 0);
+}
+
+#[test]
+fn breakpoints_on_ports_trap_behind_the_access() {
+    for (port, size, de, hits) in [
+        (0x80, 1, true, 1),
+        (0x7f, 2, true, 1),
+        (0x81, 1, true, 0),
+        (0x80, 1, false, 0),
+    ] {
+        let access = PortAccess {
+            port,
+            size,
+            write: true,
+            string: false,
+        };
+        let set = Exit::WriteDr {
+            dr: 7,
+            register: Gpr::Rbx,
+        };
+        let mut m = machine(&[at(0, set), at(0, Exit::Port(access))]);
+        m.vcpu.state.gprs[Gpr::Rbx] = 0x0002_0001; // DR0, one byte, I/O
+        m.vcpu.state.debug.dr[0] = 0x80;
+        m.vcpu.state.control.cr4.set(Cr4::DE, de);
+        m.run(&mut TestHost::default(), 1000);
+        assert_eq!(
+            m.vcpu.state.debug.dr6 & 0xf,
+            hits,
+            "port {port:#x}, DE {de}"
+        );
+        assert_eq!(faults(&m).len() as u64, hits);
+        assert_eq!(m.vcpu.state.icount, 2);
+    }
+}
+
+#[test]
 fn intercepted_exceptions_are_reflected() {
     let event = Event::exception_with_code(vector::AC, 0);
     let m = one(Exit::Exception { event, dr6: 0 }, &[]);
