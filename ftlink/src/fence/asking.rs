@@ -29,6 +29,13 @@ impl Fence {
         self.asking.map(|outstanding| outstanding.request)
     }
 
+    /// Whether an answer to request `id` of `member` would be heeded now.
+    #[must_use]
+    pub fn awaits(&self, member: Member, id: RequestId) -> bool {
+        let is = |slot: &Option<Outstanding>| slot.is_some_and(|slot| slot.request.id == id);
+        member == self.me && (is(&self.asking) || is(&self.probe))
+    }
+
     /// Time passes: starts, admissions, hand-overs and queries that are due. Called after what has
     /// arrived was processed, at least at [`poll_at`](Self::poll_at).
     pub fn poll(&mut self, now: Instant, config: &Config, own: Positions) {
@@ -207,6 +214,7 @@ impl Fence {
             }
         } else {
             self.counters.late_replies += 1;
+            return;
         }
         if let Some(record) = reply.record {
             self.learn(now, record);

@@ -97,6 +97,8 @@ pub struct Health {
     pub carrier_lost: bool,
     /// The arbiter does not answer.
     pub arbiter_lost: bool,
+    /// Nothing is heard of the peer, which may well hear this host.
+    pub peer_lost: bool,
 }
 
 /// A heartbeat, as far as fencing needs it. The session it came in names the sender's boot; its
@@ -116,6 +118,7 @@ pub struct Beat {
 }
 
 const NOTICE_MASK: u8 = 0x0f;
+const HEALTH_PEER: u8 = 0x20;
 const HEALTH_CARRIER: u8 = 0x40;
 const HEALTH_ARBITER: u8 = 0x80;
 
@@ -137,7 +140,8 @@ pub const fn encode_notice(notice: Notice, health: Health) -> (u8, LogPos) {
     } else {
         0
     };
-    (code | carrier | arbiter, position)
+    let peer = if health.peer_lost { HEALTH_PEER } else { 0 };
+    (code | carrier | arbiter | peer, position)
 }
 
 /// Reads what [`encode_notice`] wrote; `None` for an unknown notice.
@@ -152,6 +156,7 @@ pub const fn decode_notice(byte: u8, position: LogPos) -> Option<(Notice, Health
     let health = Health {
         carrier_lost: byte & HEALTH_CARRIER != 0,
         arbiter_lost: byte & HEALTH_ARBITER != 0,
+        peer_lost: byte & HEALTH_PEER != 0,
     };
     Some((notice, health))
 }
@@ -269,6 +274,8 @@ pub struct Fence {
     suspected_since: Option<Instant>,
     cold_since: Instant,
     carrier_lost: bool,
+    /// The detector hears nothing of the peer.
+    deaf: bool,
     events: [Option<Event>; EVENTS],
     counters: Counters,
 }
@@ -303,6 +310,7 @@ impl Fence {
             suspected_since: None,
             cold_since: now,
             carrier_lost: false,
+            deaf: false,
             events: [None; EVENTS],
             counters: Counters::default(),
         }
@@ -388,6 +396,7 @@ impl Fence {
         Health {
             carrier_lost: self.carrier_lost,
             arbiter_lost: self.arbiter_heard.is_some() && !self.arbiter_reachable(config, now),
+            peer_lost: self.deaf,
         }
     }
 
@@ -576,11 +585,12 @@ impl Fence {
 
     /// What the detector says at `now`. A primary asks at once, a backup after the handicap.
     pub fn on_suspicion(&mut self, now: Instant, config: &Config, suspicion: Option<Suspicion>) {
+        self.deaf = suspicion == Some(Suspicion::Silence);
         if suspicion.is_none() {
             self.suspected_since = None;
             return;
         }
-        if suspicion == Some(Suspicion::Silence)
+        if self.deaf
             && let Some(peer) = &mut self.peer
         {
             // What a silent peer last said it was is no longer known.

@@ -3,7 +3,7 @@
 use super::{Beat, Config, Fence, Notice, Peer, Positions};
 use crate::arbiter::{Ask, Member};
 use crate::ids::{Instant, LogPos};
-use crate::role::{Input, Mode, Role};
+use crate::role::{Gate, Input, Mode, Role};
 
 impl Fence {
     /// A session with the peer begins. A boot other than the one known means that that one is dead.
@@ -47,6 +47,10 @@ impl Fence {
             }
         }
         self.note_peer(now, beat);
+        if beat.health.peer_lost && self.gate() == Gate::Acked {
+            // It will not acknowledge what it does not get, and asks soon: ask first.
+            self.suspected(now);
+        }
         match beat.role {
             Role::Primary(_) => self.on_primary(now, beat),
             Role::Joining => self.on_joiner(now, config, beat, own),
@@ -129,6 +133,8 @@ impl Fence {
             (Role::Backup, Notice::Claim(head)) if own.head >= head => {
                 self.apply(now, Input::ToldToClaim);
             }
+            // Who does not hear this host cannot keep up with it.
+            (Role::Primary(Mode::Solo), _) if beat.health.peer_lost => {}
             (Role::Primary(Mode::Solo), _)
                 if own.head.since(own.acked) <= config.admit_lag && self.asking.is_none() =>
             {
