@@ -3,7 +3,7 @@
 
 use arch::addr::{Gpa, Gva};
 use arch::regs::{ControlRegisters, Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
-use iced_x86::{Decoder, DecoderOptions, Instruction, Register};
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 use vmm::code::{CodeContext, fetch};
 use vmm::memory::GuestMemory;
 use vmm::walk::{Access, translate};
@@ -157,6 +157,28 @@ impl Vcpu {
             memory.read(gpa, core::slice::from_mut(byte)).ok()?;
         }
         Some(u16::from_le_bytes(bytes))
+    }
+
+    /// Whether it is a repeated string instruction whose count is used up.
+    pub(super) fn is_repeated_to_the_end(&self, instruction: &Instruction) -> bool {
+        if !instruction.is_string_instruction()
+            || !(instruction.has_rep_prefix() || instruction.has_repne_prefix())
+        {
+            return false;
+        }
+        // The address size, which is that of the count, shows in the operands.
+        let count = self.block.gprs[Gpr::Rcx];
+        let mask = (0..instruction.op_count())
+            .find_map(|n| match instruction.op_kind(n) {
+                OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => Some(0xffff),
+                OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
+                    Some(0xffff_ffff)
+                }
+                OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => Some(u64::MAX),
+                _ => None,
+            })
+            .unwrap_or(u64::MAX);
+        count & mask == 0
     }
 
     /// What a register contributes to an address: its value, or a segment's base.

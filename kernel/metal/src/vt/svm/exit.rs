@@ -27,6 +27,8 @@ pub(super) enum Next {
 /// DR6 without any cause (APM 2 13.1.1.3). The block holds this while the guest runs, so that what is set behind
 /// a #DB exit is what that exception adds; the guest's own DR6 is kept apart.
 pub(super) const DR6_NEUTRAL: u64 = 0xffff_0ff0;
+/// DR6.BS: a single step.
+const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// B0 … B3, BD, BS, BT.
 const DR6_CAUSES: u64 = 0xe00f;
 
@@ -127,7 +129,9 @@ impl Vcpu {
                 self.cr_write(memory, number as u8 & 15, mov_cr_register(info_1))
             }
             ExitCode(number @ 0x20..=0x3f) => self.dr_access(memory, number as u8),
-            ExitCode(number @ 0x40..=0x5f) => return self.exception(number as u8 & 31, info_1),
+            ExitCode(number @ 0x40..=0x5f) => {
+                return self.exception(memory, number as u8 & 31, info_1);
+            }
             _ => self.unexpected(),
         })
     }
@@ -279,7 +283,7 @@ impl Vcpu {
         }
     }
 
-    fn exception(&mut self, number: u8, info_1: u64) -> Next {
+    fn exception(&mut self, memory: &GuestRam, number: u8, info_1: u64) -> Next {
         let has_code = matches!(number, vector::DF | vector::TS..=vector::PF | vector::AC)
             && self.vmcb.save.cr0 & Cr0::PE.bits() != 0;
         let event = Event {
@@ -296,11 +300,27 @@ impl Vcpu {
                 dr6 = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
                 self.vmcb.save.dr6 = DR6_NEUTRAL;
                 self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+                if dr6 & DR6_SINGLE_STEP != 0 && self.counting.kind() == CounterKind::Tsc {
+                    self.finish_repeat(memory);
+                }
             }
             vector::AC => {}
             _ => return self.reflect(event),
         }
         Next::Surface(Exit::Exception { event, dr6 })
+    }
+
+    /// QEMU traps behind each iteration of a repeated instruction and then once more, behind the look at a count of zero.
+    /// A processor has left the instruction by then: so does the guest, and the look is counted here.
+    fn finish_repeat(&mut self, memory: &GuestRam) {
+        let before = core::mem::replace(&mut self.stepped_to, self.vmcb.save.rip);
+        if before == self.vmcb.save.rip
+            && let Some(instruction) = self.instruction(memory)
+            && self.is_repeated_to_the_end(&instruction)
+        {
+            self.step_over(instruction.len() as u8);
+            self.stepped_to = self.vmcb.save.rip;
+        }
     }
 
     /// Gives the guest an exception that exits only for `UNCOUNTED_EXCEPTIONS`' reason.

@@ -2,6 +2,7 @@
 
 mod backend;
 mod bitmaps;
+mod breakpoints;
 pub mod capabilities;
 mod code;
 mod control;

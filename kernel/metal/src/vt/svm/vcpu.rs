@@ -94,6 +94,8 @@ pub struct Vcpu {
     pub(super) code_page: CodePage,
     /// DR6 as the guest reads it.
     pub(super) dr6: u64,
+    /// RIP behind the last single step.
+    pub(super) stepped_to: u64,
     /// The guest's EFER.LME is set, although the control block has it clear.
     pub(super) hidden_lme: bool,
     pub(super) counts: HostLocalCounts,
@@ -147,6 +149,7 @@ impl Vcpu {
             nested,
             code_page: CodePage::NONE,
             dr6: 0,
+            stepped_to: 0,
             hidden_lme: false,
             counts: HostLocalCounts::default(),
             after_ram_fault: false,
@@ -186,7 +189,8 @@ impl Vcpu {
     }
 
     fn look_again(&mut self) {
-        self.attention = self.unchecked || self.flush || !self.events.is_quiet();
+        self.attention =
+            self.unchecked || self.flush || self.has_breakpoints() || !self.events.is_quiet();
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -232,11 +236,17 @@ impl Vcpu {
             (true, true) => TlbControl::GUEST,
             (true, false) => TlbControl::ALL,
         };
+        if self.has_breakpoints() {
+            self.arm_breakpoints();
+        }
         Ok(reach)
     }
 
     /// Everything behind an exit that was not a plain one.
     pub(super) fn settle(&mut self, retired: u64) {
+        if self.has_breakpoints() {
+            self.disarm_breakpoints();
+        }
         let code = self.exit_code();
         let counted_twice = self.settle_events(code, retired);
         self.icount = self.icount.wrapping_sub(counted_twice);
