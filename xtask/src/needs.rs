@@ -29,6 +29,8 @@ pub enum Need {
     Ovmf,
     /// Bochs with its firmware and its terminal screen.
     Bochs,
+    /// etcd, in front of which the witness is tested.
+    Etcd,
 }
 
 /// What compiling an image takes.
@@ -77,6 +79,7 @@ impl Need {
             Need::Rustfmt => Provider::Component("rustfmt", "bin/rustfmt".into()),
             Need::Qemu => Provider::Packages(&[("qemu-system-x86", "/usr/bin/qemu-system-x86_64")]),
             Need::Ovmf => Provider::Packages(&[("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd")]),
+            Need::Etcd => Provider::Packages(&[("etcd-server", "/usr/bin/etcd")]),
             Need::Bochs => Provider::Packages(&[
                 ("bochs", "/usr/bin/bochs"),
                 (

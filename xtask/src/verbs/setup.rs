@@ -15,7 +15,7 @@ pub struct Arguments {}
 /// What is missing and cannot be added, with the command that does.
 pub fn run(_: &Arguments) -> Result<()> {
     needs::ensure(&needs::BUILD)?;
-    needs::ensure(&[Need::Clippy, Need::Rustfmt])?;
+    needs::ensure(&[Need::Clippy, Need::Rustfmt, Need::Etcd])?;
     needs::ensure(&[Need::Qemu, Need::Ovmf, Need::Bochs])?;
     println!("nothing is missing");
     Ok(())

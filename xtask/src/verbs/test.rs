@@ -36,7 +36,7 @@ pub struct Arguments {
 /// The first thing that failed.
 pub fn run(arguments: &Arguments) -> Result<()> {
     needs::ensure(&needs::BUILD)?;
-    needs::ensure(&[Need::Clippy, Need::Rustfmt])?;
+    needs::ensure(&[Need::Clippy, Need::Rustfmt, Need::Etcd])?;
     match arguments.platform {
         Some(platform) => needs::ensure(&Need::of_platform(platform, true))?,
         None => needs::ensure(&[Need::Qemu, Need::Ovmf, Need::Bochs])?,
