@@ -106,6 +106,7 @@ global_asm!(
 unsafe extern "C" {
     fn guest_main() -> !;
     static image_end: u8;
+    static read_only_end: u8;
 }
 
 extern "C" fn start() -> ! {
@@ -120,4 +121,9 @@ extern "C" fn start() -> ! {
 /// runtime, except where the loader put modules and information.
 pub fn image_end_address() -> u64 {
     &raw const image_end as u64
+}
+
+/// The image's code and constants: first address and the first behind them.
+pub fn read_only() -> (u64, u64) {
+    (0x10_0000, &raw const read_only_end as u64)
 }

@@ -313,8 +313,14 @@ pub unsafe fn load_from(base: u64, limit: u16) {
 
 /// Fills the table and loads it.
 pub fn load() {
+    load_with_stack(0);
+}
+
+/// As [`load`], but every vector but #DF uses this interrupt stack, or none if 0.
+pub fn load_with_stack(ist: u64) {
     for vector in 0..=255 {
-        reset_gate(vector);
+        let stack = if vector == 8 { 1 } else { ist };
+        set_gate(vector, stub(vector), gdt::CODE64, INTERRUPT_GATE, stack);
     }
     // SAFETY: all gates were just written.
     unsafe { load_from(IDT.address(), 0xfff) };

@@ -8,10 +8,13 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::gdt::{self, TablePointer};
 use crate::idt::{self, Fault, Frame};
 use crate::racy::Racy;
-use crate::{console, cpu, generator, paging, println};
+use crate::{boot, console, cpu, generator, multiboot, paging, println};
 
 /// The vector of the watchdog.
 const WATCHDOG: u8 = 0xfe;
+
+/// Interrupt stack of all handlers in here: random code leaves any RSP behind.
+const HANDLER_STACK: u64 = 2;
 
 /// What a machine in order looks like.
 pub struct Sandbox {
@@ -26,11 +29,26 @@ fn on_event(frame: &mut Frame) {
 }
 
 impl Sandbox {
-    /// Remembers the present state as the one to come back to.
+    /// Remembers the present state as the one to come back to. Takes the mappings of everything but RAM away, and write
+    /// access to the image's code.
     pub fn new() -> Self {
+        // SAFETY: the slot is not in use yet.
+        unsafe { (*gdt::task()).ist[HANDLER_STACK as usize - 1] = HANDLERS.address() + STACK_SIZE };
+        idt::load_with_stack(HANDLER_STACK);
         for vector in 0..=255 {
             idt::hook(vector, Some(on_event));
         }
+        let ram_end = multiboot::memory_end().next_multiple_of(LARGE_PAGE);
+        for page in (ram_end..1 << 32).step_by(LARGE_PAGE as usize) {
+            // SAFETY: nothing of the runtime lies behind the end of RAM.
+            unsafe { paging::entry(page, 2).write_volatile(0) };
+        }
+        let (start, end) = boot::read_only();
+        for page in (start..end).step_by(4096) {
+            paging::protect(page, paging::P);
+        }
+        // SAFETY: drops what was mapped before.
+        unsafe { cpu::set_cr3(cpu::cr3()) };
         Self {
             cr0: cpu::cr0(),
             cr3: cpu::cr3(),
@@ -48,6 +66,10 @@ impl Sandbox {
         }
         let fault = idt::catch(&mut code);
         self.repair();
+        if generator::present() {
+            // Takes the watchdog's place: one that can wait for ever, since IF is 0.
+            generator::raise(WATCHDOG, u32::MAX);
+        }
         fault
     }
 
@@ -69,7 +91,7 @@ impl Sandbox {
             }
             cpu::set_cr4(self.cr4);
             cpu::set_dr7(0x400);
-            idt::load();
+            idt::load_with_stack(HANDLER_STACK);
         }
         for vector in 0..=255 {
             idt::hook(vector, Some(on_event));
@@ -84,7 +106,6 @@ impl Sandbox {
             asm!("mov {0}, rsp", "push 0x10", "push {0}", "push 2", "push 0x08", "lea {0}, [rip + 2f]", "push {0}", "iretq",
                  "2:", out(reg) _);
         }
-        paging::protect(0, paging::P | paging::W);
     }
 }
 
@@ -94,10 +115,14 @@ impl Default for Sandbox {
     }
 }
 
-#[repr(C, align(4096))]
-struct Stack([u8; 32 * 1024]);
+const LARGE_PAGE: u64 = 2 << 20;
+const STACK_SIZE: u64 = 32 * 1024;
 
-static STACK: Racy<Stack> = Racy::new(Stack([0; 32 * 1024]));
+#[repr(C, align(4096))]
+struct Stack([u8; STACK_SIZE as usize]);
+
+static STACK: Racy<Stack> = Racy::new(Stack([0; STACK_SIZE as usize]));
+static HANDLERS: Racy<Stack> = Racy::new(Stack([0; STACK_SIZE as usize]));
 static ROUND: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 static BODY: Racy<Option<(Body, Sandbox)>> = Racy::new(None);
@@ -111,7 +136,7 @@ pub fn rounds(count: u64, body: Body) -> ! {
     COUNT.store(count, Relaxed);
     // SAFETY: nothing runs in the sandbox yet.
     unsafe { BODY.get().write(Some((body, Sandbox::new()))) };
-    idt::set_restart(go_on, STACK.address() + 32 * 1024);
+    idt::set_restart(go_on, STACK.address() + STACK_SIZE);
     go_on()
 }
 

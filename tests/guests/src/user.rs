@@ -67,6 +67,14 @@ pub fn run(entry: u64, argument: u64) -> Result<u64, Fault> {
 /// The fault.
 pub fn run_with(entry: u64, argument: u64, code: u16, flags: u64) -> Result<u64, Fault> {
     share(entry, 64);
+    enter(entry, argument, code, flags)
+}
+
+/// As [`run_with`], for code that ring 3 can reach already.
+///
+/// # Errors
+/// The fault.
+pub fn enter(entry: u64, argument: u64, code: u16, flags: u64) -> Result<u64, Fault> {
     let stack = stack();
     idt::hook(RETURN_VECTOR, Some(on_return));
     idt::set_gate(

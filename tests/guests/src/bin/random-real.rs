@@ -33,6 +33,11 @@ core::arch::global_asm!(
     "mov es, ax",
     "mov ss, ax",
     "mov sp, 0x7c00",
+    // IRET, since the watchdog's NMI may have brought us here: the next one would be blocked.
+    ".byte 0x6a, 2, 0x6a, 0, 0x68", // push 2; push 0; push unblocked
+    ".word unblocked",
+    ".byte 0xcf",
+    "unblocked:",
     "xor di, di",
     "mov cx, 256",
     "2: mov word ptr [di], offset again",

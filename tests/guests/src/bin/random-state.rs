@@ -11,12 +11,13 @@
 #![allow(unsafe_code)]
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use guests::gdt::{self, TablePointer};
 use guests::random::Random;
 use guests::sandbox::{self, Sandbox};
 use guests::state::State;
-use guests::{cases, command_line, cpu, generator, idt, scratch};
+use guests::{cases, command_line, cpu, generator, idt, paging, scratch};
 
 cases!(exits64, ".code64", "ret";
     "cpuid", "in al, dx", "mov eax, [rbx]", "rdtsc", "pushfq; popfq", "mov rax, cr0; mov cr0, rax",
@@ -25,12 +26,17 @@ cases!(exits64, ".code64", "ret";
 );
 cases!(exits32, ".code32", "retf"; "cpuid", "in al, dx", "mov eax, [ebx]", "rdtsc", "int3", "ud2", "pushfd; popfd", "into");
 
+static SEED: AtomicU64 = AtomicU64::new(0);
+
 fn run() {
+    SEED.store(command_line::number("seed", 1), Relaxed);
     sandbox::rounds(command_line::number("count", 3000), round);
 }
 
 fn round(sandbox: &Sandbox, round: u64) {
-    let mut random = Random::new(command_line::number("seed", 1) << 32 | round);
+    let mut random = Random::new(SEED.load(Relaxed) << 32 | round);
+    let device = paging::P | paging::W;
+    paging::protect(scratch::ADDRESS, device);
     sandbox.run(2000, || odd_state(&mut random));
 }
 
@@ -69,7 +75,7 @@ fn odd_state(random: &mut Random) {
         gprs: [0x1234; 16],
         rflags: 2,
     };
-    state.gprs[guests::state::RBX] = scratch::base();
+    state.gprs[guests::state::RBX] = scratch::ADDRESS;
     // TF, IF off, DF, IOPL, NT, RF, AC, VIF, VIP, ID.
     state.rflags |= random.value() & 0x3d_7dd5;
     if generator::present() && random.one_in(4) {
@@ -102,8 +108,8 @@ fn control_register_4(random: &mut Random) {
 fn debug_registers(random: &mut Random) {
     // SAFETY: none: the point of this guest.
     unsafe {
-        cpu::set_dr0(scratch::base());
-        cpu::set_dr1(scratch::base() + 4);
+        cpu::set_dr0(scratch::ADDRESS);
+        cpu::set_dr1(scratch::ADDRESS + 4);
         cpu::set_dr2(random.value() | 1 << 62);
         cpu::set_dr3(0x1234);
         cpu::set_dr6(random.value() & 0xffff_ffff);
@@ -132,7 +138,13 @@ fn segments(random: &mut Random) {
 }
 
 fn tables(random: &mut Random) {
-    let limit = [0, 0x7f, 0xff, 0xffff, 0x48, 0xfff][random.below(6) as usize];
+    // Without the gates of the exceptions, or the code segment, every fault is a triple fault: seldom.
+    let limits = if random.one_in(64) {
+        [0, 0x7f, 0x48]
+    } else {
+        [0xff, 0xfff, 0xffff]
+    };
+    let limit = limits[random.below(3) as usize];
     let gdt_pointer = TablePointer {
         limit,
         base: gdt::address(),
@@ -151,12 +163,13 @@ fn tables(random: &mut Random) {
     }
 }
 
-/// Local descriptor table and task state of random place and size.
+/// Local descriptor table and task state of random type and size. The task state stays where it is: the handlers'
+/// stacks are named there.
 fn system_segments(random: &mut Random) {
     let kind = [2, 9, 11, 1, 3, 12][random.below(6) as usize];
     gdt::set_system(
         gdt::FREE,
-        random.value(),
+        gdt::task() as u64,
         random.value() as u32 & 0xf_ffff,
         kind,
     );

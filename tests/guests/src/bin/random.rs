@@ -10,6 +10,8 @@
 #![no_main]
 #![allow(unsafe_code)]
 
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use guests::racy::{Page, Racy};
 use guests::random::Random;
 use guests::sandbox::{self, Sandbox};
@@ -18,6 +20,10 @@ use guests::{command_line, gdt, paging, scratch, user};
 
 static CODE: Racy<[Page; 2]> = Racy::new([Page::ZERO; 2]);
 static DATA: Racy<[Page; 2]> = Racy::new([Page::ZERO; 2]);
+/// Where code and data are mapped, with nothing around them.
+const CODE_AT: u64 = 0x5000_0000;
+const DATA_AT: u64 = 0x5001_0000;
+static SEED: AtomicU64 = AtomicU64::new(0);
 const FLAT_CODE16: u16 = gdt::FREE;
 
 /// Instructions and prefixes with exits, faults or special treatment behind them.
@@ -114,18 +120,23 @@ const PREFIXES: [u8; 12] = [
 
 fn run() {
     gdt::set(FLAT_CODE16, 0x008f_9b00_0000_ffff);
+    SEED.store(command_line::number("seed", 1), Relaxed);
     sandbox::rounds(command_line::number("count", 2000), round);
 }
 
 fn round(sandbox: &Sandbox, round: u64) {
-    let mut random = Random::new(command_line::number("seed", 1) << 32 | round);
+    let mut random = Random::new(SEED.load(Relaxed) << 32 | round);
     let length = fill(&mut random);
     let mode = random.below(4);
     let mut state = registers(&mut random);
-    user::share(CODE.address(), 8192);
-    user::share(DATA.address(), 8192);
-    paging::protect(scratch::base(), paging::P | paging::W | paging::U);
-    let entry = CODE.address() + 4096 - random.below(length);
+    let all = paging::P | paging::W | paging::U;
+    for page in [0, 4096] {
+        paging::map(CODE_AT + page, CODE.address() + page, all);
+        paging::map(DATA_AT + page, DATA.address() + page, all);
+    }
+    // An instruction on the device that a hypervisor does not emulate ends the machine: seldom.
+    paging::protect(scratch::ADDRESS, if random.one_in(32) { all } else { 0 });
+    let entry = CODE_AT + 4096 - random.below(length);
     let user_code = [gdt::USER_CODE64, gdt::USER_CODE32][random.below(2) as usize];
     sandbox.run(3000, || {
         // SAFETY: none: the point of this guest.
@@ -134,7 +145,7 @@ fn round(sandbox: &Sandbox, round: u64) {
                 0 => state.run(entry),
                 1 => state.run_far(entry, gdt::CODE32),
                 2 => state.run_far(entry, FLAT_CODE16),
-                _ => drop(user::run_with(entry, scratch::base(), user_code, 0x3002)),
+                _ => drop(user::enter(entry, DATA_AT, user_code, 0x3002)),
             }
         }
     });
@@ -187,11 +198,11 @@ fn registers(random: &mut Random) -> State {
     for value in &mut state.gprs {
         *value = match random.below(6) {
             0 => random.value(),
-            1 => scratch::base() + random.below(4096),
-            2 => DATA.address() + random.below(8192),
+            1 => scratch::ADDRESS + random.below(4096),
+            2 => DATA_AT + random.below(8192),
             3 => random.below(64),
             4 => 0xffff_8000_0000_0000 | random.value() >> 17,
-            _ => scratch::NOTHING + random.below(4096),
+            _ => CODE_AT + random.below(8192),
         };
     }
     state.rflags |= random.value() & if random.one_in(4) { 0x24_4fd5 } else { 0xcd5 };
