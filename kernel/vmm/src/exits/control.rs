@@ -4,7 +4,7 @@ use arch::addr::{Gpa, Gva};
 use arch::event::Event;
 use arch::regs::{ControlRegisters, Cr0, Cr4, Efer, Gpr, SegmentAttributes, SegmentName, Xcr0};
 
-use super::{Next, edx_eax};
+use super::{Next, current_privilege, edx_eax};
 use crate::cpu::Vcpu;
 use crate::emulate::write_sized;
 use crate::machine::Machine;
@@ -141,8 +141,12 @@ fn pdptes<M: GuestMemory>(memory: &M, cr3: u64) -> Option<[u64; 4]> {
     Some(entries)
 }
 
-/// XSETBV (SDM 2D). The processor has checked privilege level and CR4.OSXSAVE before it exits.
+/// XSETBV (SDM 2D). The exit comes before the processor's own check of the privilege level; without
+/// CR4.OSXSAVE it does not come.
 pub(crate) fn xsetbv<V: Vcpu>(machine: &mut Machine<V>) -> Next {
+    if current_privilege(machine) != 0 {
+        return GP;
+    }
     let index = machine.vcpu.gprs()[Gpr::Rcx] as u32;
     let new = Xcr0::from_bits_retain(edx_eax(machine.vcpu.gprs()));
     let unknown = !(new - machine.profile.xcr0()).is_empty();

@@ -4,7 +4,7 @@
 use arch::event::{Event, vector};
 use arch::regs::{Cr4, Efer, Gpr, SegmentAttributes, SegmentName};
 
-use super::Next;
+use super::{Next, current_privilege};
 use crate::cpu::Vcpu;
 use crate::emulate::write_sized;
 use crate::machine::Machine;
@@ -32,6 +32,10 @@ fn resolve<V: Vcpu>(machine: &mut Machine<V>, dr: u8) -> Result<u8, Next> {
         debug.dr6 |= DR6_ACCESS_DETECTED;
         machine.vcpu.set_debug(&debug);
         return Err(Next::Inject(Event::exception(vector::DB)));
+    }
+    // This exit comes before the processor's own check (SDM 3 27.1.1).
+    if current_privilege(machine) != 0 {
+        return Err(Next::Inject(Event::general_protection()));
     }
     Ok(match dr {
         4 | 5 => dr + 2,

@@ -8,9 +8,10 @@ pub(crate) mod msr;
 pub(crate) mod time;
 
 use arch::event::Event;
-use arch::regs::{Gpr, Gprs};
+use arch::regs::{Gpr, Gprs, SegmentName};
 
-use crate::machine::Stop;
+use crate::cpu::Vcpu;
+use crate::machine::{Machine, Stop};
 
 /// What the loop does after a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,11 @@ pub(crate) enum Next {
     Inject(Event),
     /// The guest ends.
     Stop(Stop),
+}
+
+/// Privilege level of the guest's code, for the exits that come before the processor has checked it.
+fn current_privilege<V: Vcpu>(machine: &Machine<V>) -> u8 {
+    machine.vcpu.segment(SegmentName::Ss).dpl()
 }
 
 /// EDX:EAX, as RDMSR and XSETBV take and give 64 bits.

@@ -10,7 +10,7 @@ use crate::profile::{Leaf, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
 use arch::msr;
-use arch::regs::{CpuState, Cr0, Cr4, Efer, Gpr, SegmentName, Xcr0};
+use arch::regs::{CpuState, Cr0, Cr4, Efer, Gpr, SegmentAttributes, SegmentName, Xcr0};
 use devices::test_device::spec;
 
 const CODE: u32 = 0x4000;
@@ -313,6 +313,33 @@ fn debug_registers() {
         (m.vcpu.state.debug.dr6 >> 13 & 1, m.vcpu.state.debug.dr7),
         (1, 0x400)
     );
+}
+
+#[test]
+fn user_code_cannot_reach_debug_registers_or_xcr0() {
+    for exit in [
+        Exit::ReadDr {
+            dr: 0,
+            register: Gpr::Rax,
+        },
+        Exit::WriteDr {
+            dr: 7,
+            register: Gpr::Rax,
+        },
+        Exit::Xsetbv,
+    ] {
+        let mut m = machine(&[at(0, exit)]);
+        m.vcpu.state.segments[SegmentName::Ss].attributes =
+            SegmentAttributes::from_bits_retain(0xc0f3);
+        m.vcpu.state.gprs[Gpr::Rax] = 7;
+        let before = m.vcpu.state;
+        m.run(&mut TestHost::default(), 1000);
+        assert_eq!(faults(&m), [vector::GP], "{exit:?}");
+        assert_eq!(
+            (m.vcpu.state.debug, m.vcpu.state.control),
+            (before.debug, before.control)
+        );
+    }
 }
 
 #[test]
