@@ -93,7 +93,8 @@ pub struct Guest {
     pub image: Image,
     /// The devices test guests need are present.
     pub test_devices: bool,
-    /// The guest is stopped after this many instructions.
+    /// The guest is stopped after this many instructions, or intercepted exceptions, which may come without
+    /// any instruction retiring.
     pub instruction_limit: Option<u64>,
 }
 

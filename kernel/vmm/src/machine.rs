@@ -119,6 +119,8 @@ pub struct Machine<V: Vcpu> {
     pub(crate) limit: Icount,
     /// Unknown MSRs touched.
     pub(crate) unknown_msrs: u64,
+    /// Intercepted exceptions given back to the guest.
+    pub(crate) reflected: u64,
     /// DR7, which only MOV DR writes, has a breakpoint on I/O enabled.
     pub(crate) port_breakpoints: bool,
     /// DR6 bits of the trap that is due behind the instruction under way.
@@ -153,6 +155,7 @@ impl<V: Vcpu> Machine<V> {
             tsc_aux: 0,
             limit,
             unknown_msrs: 0,
+            reflected: 0,
             port_breakpoints: has_port_breakpoint(dr7),
             traps: 0,
         }

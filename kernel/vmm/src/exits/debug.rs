@@ -7,7 +7,7 @@ use arch::regs::{Cr4, Efer, Gpr, SegmentAttributes, SegmentName};
 use super::{Next, current_privilege};
 use crate::cpu::Vcpu;
 use crate::emulate::write_sized;
-use crate::machine::Machine;
+use crate::machine::{Machine, Stop};
 
 /// DR6 bits that read as ones (SDM 3 18.2.3), without RTM and bus locks.
 const DR6_ONES: u64 = 0xffff_0ff0;
@@ -121,7 +121,13 @@ pub(crate) fn port_hits<V: Vcpu>(machine: &Machine<V>, port: u16, size: u8) -> u
 }
 
 /// Reflects an intercepted exception, with the side effects its delivery would have had.
+///
+/// A circle of them retires no instruction, so they count towards the guest's limit themselves.
 pub(crate) fn exception<V: Vcpu>(machine: &mut Machine<V>, event: Event, dr6: u64) -> Next {
+    machine.reflected = machine.reflected.saturating_add(1);
+    if machine.reflected >= machine.limit.0 {
+        return Next::Stop(Stop::InstructionLimit);
+    }
     if event.vector == vector::DB {
         let mut debug = machine.vcpu.debug();
         // B0 … B3 are replaced, BS, BD and BT accumulate (SDM 3 18.2.3).

@@ -600,6 +600,19 @@ fn the_instruction_limit_is_a_point_like_any_other() {
 }
 
 #[test]
+fn a_circle_of_exceptions_reaches_the_limit_without_an_instruction() {
+    let event = Event::exception_with_code(vector::AC, 0);
+    let mut m = machine(&[at(0, Exit::Exception { event, dr6: 0 }); 20]);
+    m.limit = Icount(10);
+    // No interrupt gate is entered in a script: the event of the last exit is taken each time.
+    assert_eq!(
+        m.run(&mut TestHost::default(), 1000),
+        Some(Stop::InstructionLimit)
+    );
+    assert_eq!((m.vcpu.state.icount, m.reflected), (0, 10));
+}
+
+#[test]
 fn a_page_fault_of_an_emulated_instruction_sets_cr2() {
     let access = PortAccess {
         port: 0x60,
