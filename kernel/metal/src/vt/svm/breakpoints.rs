@@ -7,6 +7,7 @@
 use core::arch::asm;
 
 use arch::addr::Hpa;
+use arch::regs::Gpr;
 use vmm::cpu::CounterKind;
 
 use super::vcpu::Vcpu;
@@ -17,8 +18,12 @@ use crate::x86;
 const DR7_OFF: u64 = 0x400;
 /// Enable bits of all breakpoints.
 const DR7_ENABLES: u64 = 0xff;
+/// R/Wn of a breakpoint on instructions.
+const KIND_CODE: u64 = 0;
 /// R/Wn of a breakpoint on ports: the loop emulates those.
 const KIND_PORT: u64 = 2;
+/// Bytes below the stack pointer that count as its stack.
+const STACK_REACH: u64 = 4096;
 /// Bytes that the longest data breakpoint watches, less one.
 const REACH: u64 = 7;
 
@@ -38,13 +43,27 @@ impl Vcpu {
             let condition = wanted & 0xf << (16 + 4 * n);
             let kind = condition >> (16 + 4 * n) & 3;
             let in_host = host_maps(address) || host_maps(address.wrapping_add(REACH));
-            if enables != 0 && kind != KIND_PORT && !in_host {
+            let safe = !in_host && (kind == KIND_CODE || !self.delivery_touches(address));
+            if enables != 0 && kind != KIND_PORT && safe {
                 dr7 |= enables | condition;
             }
         }
         // SAFETY: the upper half is zero, general detect is off, and the host accesses none of the addresses:
         // it has no mapping there.
         unsafe { set_dr7(dr7) };
+    }
+
+    /// Whether an address lies in the guest's IDT, GDT or TSS, or where it pushes.
+    fn delivery_touches(&self, address: u64) -> bool {
+        let save = &self.vmcb.save;
+        let stack = save.ss.base.wrapping_add(self.block.gprs[Gpr::Rsp]);
+        let within = |base: u64, length: u64| {
+            address.wrapping_add(REACH).wrapping_sub(base) <= length.saturating_add(REACH)
+        };
+        within(save.idtr.base, u64::from(save.idtr.limit))
+            || within(save.gdtr.base, u64::from(save.gdtr.limit))
+            || within(save.tr.base, u64::from(save.tr.limit))
+            || within(stack.wrapping_sub(STACK_REACH), STACK_REACH)
     }
 
     /// Switches all off.

@@ -121,9 +121,11 @@ impl ControlBlock {
         self.control.clean_bits.remove(parts);
     }
 
-    /// Makes faults exit that would stop QEMU's clock.
-    pub(super) fn intercept_uncounted_exceptions(&mut self) {
+    /// Makes more exit than a processor needs: faults that would stop QEMU's clock, and all writes of CR0, since
+    /// QEMU's selective intercept overlooks bits 63:32, with which it then refuses the next entry.
+    pub(super) fn intercept_for_emulator(&mut self) {
         self.control.intercept_exceptions |= UNCOUNTED_EXCEPTIONS;
+        self.control.intercept_cr_writes |= 1 << 0;
         self.changed(CleanBits::INTERCEPTS);
     }
 

@@ -6,7 +6,7 @@ use arch::regs::Cr0;
 use arch::svm::capability::SvmFeatures;
 use arch::svm::control::{CleanBits, InterruptState};
 use arch::svm::exit::{ExitCode, IoInfo, NptFault, mov_cr_register, mov_dr_register};
-use iced_x86::Mnemonic;
+use iced_x86::{Mnemonic, Register};
 use vmm::cpu::{CounterKind, Exit, NestedFault, PortAccess, Window};
 
 use super::code::general_register;
@@ -308,6 +308,25 @@ impl Vcpu {
             _ => return self.reflect(event),
         }
         Next::Surface(Exit::Exception { event, dr6 })
+    }
+
+    /// QEMU answers a MOV to CR3 that sets reserved bits with the exit of a refused entry; a processor raises #GP
+    /// (APM 2 3.1.2). Makes the one the other. A refused entry is never mistaken for it: then the instruction at RIP is
+    /// one that would fault too.
+    #[cold]
+    pub(super) fn recognise_cr3_fault(&mut self, memory: &GuestRam) {
+        let reserved = !((1u64 << self.capabilities.processor.physical_bits.min(63)) - 1);
+        let Some(instruction) = self.instruction(memory) else {
+            return;
+        };
+        let source = general_register(instruction.op_register(1));
+        if instruction.mnemonic() == Mnemonic::Mov
+            && instruction.op_register(0) == Register::CR3
+            && source.is_some_and(|register| self.cr_source(register) & reserved != 0)
+        {
+            self.vmcb.control.exit_code = u64::from(ExitCode::EXCEPTION.0) + u64::from(vector::GP);
+            self.vmcb.control.exit_info_1 = 0;
+        }
     }
 
     /// QEMU traps behind each iteration of a repeated instruction and then once more, behind the look at a count of zero.

@@ -118,7 +118,7 @@ impl Vcpu {
         let asid = svm.processor.take_asid().ok_or(NewError::NoAsid)?;
         vmcb.set_up(&svm.capabilities, &svm.bitmaps, nested.root(), asid);
         if svm.counting.kind() == CounterKind::Tsc {
-            vmcb.intercept_uncounted_exceptions();
+            vmcb.intercept_for_emulator();
         }
         let clean_bits = svm.capabilities.features.contains(SvmFeatures::CLEAN_BITS);
         let mut vcpu = Self {
@@ -254,6 +254,7 @@ impl Vcpu {
             self.vmcb.control.tlb_control = TlbControl::NOTHING;
             self.flush = false;
             self.unchecked = false;
+            self.backup = None;
         }
         self.look_again();
     }
@@ -298,6 +299,9 @@ impl Vcpu {
             }
             self.length = 0;
             let retired = self.enter(ticks);
+            if self.exit_code() == ExitCode::INVALID && exact {
+                self.recognise_cr3_fault(memory);
+            }
             let cut_off = self.vmcb.control.exit_interrupt_info & 1 << 31 != 0;
             if self.attention || cut_off {
                 self.settle(retired);
