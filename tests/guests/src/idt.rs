@@ -92,6 +92,12 @@ pub fn set_restart(code: extern "C" fn() -> !, stack_top: u64) {
     unsafe { RESTART.get().write(Some((code, stack_top))) };
 }
 
+/// Whether there is a [`catch`] to abandon.
+pub fn in_catch() -> bool {
+    // SAFETY: a copy.
+    unsafe { GUARD.get().read() != 0 }
+}
+
 /// Leaves every [`catch`]: the code that called it is gone.
 pub fn leave_all() {
     // SAFETY: one processor, no reference is held.

@@ -30,8 +30,9 @@ snippet!(mwait, mwait_at, ["xor eax, eax", "xor ecx, ecx"], ["mwait"]);
 snippet!(rdpmc, rdpmc_at, ["xor ecx, ecx"], ["rdpmc"]);
 snippet!(vmxon, vmxon_at, [], ["vmxon [rsp - 8]"]);
 snippet!(vmxoff, vmxoff_at, [], ["vmxoff"]);
-snippet!(vmrun, vmrun_at, [], ["vmrun"]);
-snippet!(vmload, vmload_at, [], ["vmload"]);
+// RAX is a valid address: an invalid one is #GP before the hypervisor is asked.
+snippet!(vmrun, vmrun_at, ["xor eax, eax"], ["vmrun"]);
+snippet!(vmload, vmload_at, ["xor eax, eax"], ["vmload"]);
 snippet!(clgi, clgi_at, [], ["clgi"]);
 snippet!(skinit, skinit_at, ["xor eax, eax"], ["skinit eax"]);
 snippet!(getsec, getsec_at, ["xor eax, eax"], ["getsec"]);
