@@ -77,8 +77,8 @@ pub fn kernel() -> Result<PathBuf> {
     progress::quietly(
         "compiling the hypervisor",
         cargo()
-            .args(["build", "--package", "metal", "--profile", "kernel"])
-            .args(["--target", BARE_TARGET]),
+            .args(["build", "--quiet", "--package", "metal"])
+            .args(["--profile", "kernel", "--target", BARE_TARGET]),
     )?;
     Ok(target().join(BARE_TARGET).join("kernel").join("duet"))
 }
@@ -93,7 +93,7 @@ pub fn loader_command(verb: &str) -> (Command, PathBuf) {
     let mut command = cargo();
     command
         .env("RUSTC_BOOTSTRAP", "1")
-        .args([verb, "--package", "loader", "--target-dir"])
+        .args([verb, "--quiet", "--package", "loader", "--target-dir"])
         .arg(&target);
     (command, target.join("debug").join("loader"))
 }

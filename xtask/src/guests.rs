@@ -220,6 +220,7 @@ pub fn build(guests: &Guests) -> Result<PathBuf> {
         cargo()
             .args([
                 "build",
+                "--quiet",
                 "--package",
                 "guests",
                 "--bins",

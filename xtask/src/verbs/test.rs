@@ -41,19 +41,28 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(platform) => needs::ensure(&Need::of_platform(platform, true))?,
         None => needs::ensure(&[Need::Qemu, Need::Ovmf, Need::Bochs])?,
     }
+    if arguments.filter.is_none() {
+        progress::quietly("formatting", cargo().args(["fmt", "--all", "--check"]))?;
+    }
     // What goes into images is compiled beside the rest: it waits for other locks, and ends in one thread.
     let images = std::thread::spawn(compile_images);
-    if arguments.filter.is_none() {
-        style()?;
-    }
-    progress::quietly("compiling the tests", tests(arguments).arg("--no-run"))?;
-    images
+    let host = compile_host(arguments);
+    let images = images
         .join()
-        .map_err(|_| anyhow!("the thread that compiles the images panicked"))??;
+        .map_err(|_| anyhow!("the thread that compiles the images panicked"))?;
+    host.and(images)?;
     if arguments.full {
         lint_loader()?;
     }
     check(&mut tests(arguments))
+}
+
+fn compile_host(arguments: &Arguments) -> Result<()> {
+    if arguments.filter.is_none() {
+        lint()?;
+    }
+    let mut tests = tests(arguments);
+    progress::quietly("compiling the tests", tests.args(["--no-run", "--quiet"]))
 }
 
 fn compile_images() -> Result<()> {
@@ -74,20 +83,19 @@ const HOST_PACKAGES: [&str; 7] = [
 ];
 const DENY_WARNINGS: [&str; 3] = ["--", "--deny", "warnings"];
 
-fn style() -> Result<()> {
-    progress::quietly("formatting", cargo().args(["fmt", "--all", "--check"]))?;
+fn lint() -> Result<()> {
     progress::quietly(
         "linting what runs on this machine",
         cargo()
-            .args(["clippy", "--all-targets"])
+            .args(["clippy", "--quiet", "--all-targets"])
             .args(HOST_PACKAGES)
             .args(DENY_WARNINGS),
     )?;
     progress::quietly(
         "linting what runs on bare metal",
         cargo()
-            .args(["clippy", "--package", "metal", "--package", "guests"])
-            .args(["--target", BARE_TARGET])
+            .args(["clippy", "--quiet", "--target", BARE_TARGET])
+            .args(["--package", "metal", "--package", "guests"])
             .args(DENY_WARNINGS),
     )
 }
@@ -103,7 +111,7 @@ fn lint_loader() -> Result<()> {
 fn tests(arguments: &Arguments) -> Command {
     let mut command = cargo();
     command
-        .arg("test")
+        .args(["test", "--no-fail-fast"])
         .args(HOST_PACKAGES)
         .args(&arguments.filter);
     if let Some(platform) = arguments.platform {
