@@ -259,8 +259,9 @@ mod tests {
 
     #[test]
     fn each_differing_item_is_named() {
+        type Change = fn(&mut Identity);
         let own = identity();
-        let cases: [(fn(&mut Identity), &str); 8] = [
+        let cases: [(Change, &str); 8] = [
             (|peer| peer.protocol = 2, "protocol version"),
             (|peer| peer.version[2] = 1, "Duet version"),
             (|peer| peer.vendor = *b"AuthenticAMD", "CPU vendor"),
