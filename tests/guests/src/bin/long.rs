@@ -206,13 +206,18 @@ fn debug_registers() {
         refused("DR6: bit 32", || cpu::set_dr6(1 << 32));
     }
     group.done();
-    check::fault(
-        "MOV from DR8",
-        idt::catch_code(read_dr8),
-        6,
-        0,
-        at(read_dr8_at),
-    );
+    if cpu::on_duet() {
+        // Bochs exits to the hypervisor first, which cannot tell DR8 from DR0.
+        check::skip("MOV from DR8", "Bochs exits before it looks");
+    } else {
+        check::fault(
+            "MOV from DR8",
+            idt::catch_code(read_dr8),
+            6,
+            0,
+            at(read_dr8_at),
+        );
+    }
 }
 
 fn tables() {
