@@ -152,16 +152,22 @@ impl Profile {
     }
 
     fn allowed_cr4(&self, has_xsave: bool) -> Cr4 {
-        let mut cr4 = Cr4::VME
-            | Cr4::PVI
-            | Cr4::TSD
-            | Cr4::DE
-            | Cr4::PSE
-            | Cr4::PAE
-            | Cr4::PGE
-            | Cr4::PCE
-            | Cr4::OSFXSR
-            | Cr4::OSXMMEXCPT;
+        let mut cr4 = Cr4::TSD | Cr4::PCE;
+        let one = self.find(1, 0).unwrap_or_default().edx;
+        // CPUID.1:EDX says which of the older features exist (SDM 3 2.5).
+        for (bit, flags) in [
+            (1, Cr4::VME | Cr4::PVI),
+            (2, Cr4::DE),
+            (3, Cr4::PSE),
+            (6, Cr4::PAE),
+            (13, Cr4::PGE),
+            (24, Cr4::OSFXSR),
+            (25, Cr4::OSXMMEXCPT),
+        ] {
+            if one >> bit & 1 != 0 {
+                cr4 |= flags;
+            }
+        }
         let seven = self.find(7, 0).unwrap_or_default();
         cr4.set(Cr4::OSXSAVE, has_xsave);
         cr4.set(Cr4::FSGSBASE, seven.ebx & 1 != 0);
@@ -478,6 +484,25 @@ mod tests {
         assert_eq!(ask(&p, 0x8000_0009, 0), ask(&p, 0x16, 0));
         assert_eq!(ask(&p, 3, 0), Leaf::default());
         assert_eq!(ask(&p, 0x4000_0010, 0), Leaf::default());
+    }
+
+    #[test]
+    fn cr4_has_the_bits_whose_features_are_shown() {
+        assert!(
+            Profile::new(&everything)
+                .cr4()
+                .contains(Cr4::VME | Cr4::PVI | Cr4::SMEP)
+        );
+        let without_vme = |leaf: u32, sub: u32| {
+            let mut l = everything(leaf, sub);
+            if leaf == 1 {
+                l.edx &= !(1 << 1);
+            }
+            l
+        };
+        let cr4 = Profile::new(&without_vme).cr4();
+        assert!(!cr4.intersects(Cr4::VME | Cr4::PVI | Cr4::VMXE));
+        assert!(cr4.contains(Cr4::PAE | Cr4::DE));
     }
 
     #[test]
