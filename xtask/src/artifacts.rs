@@ -27,8 +27,27 @@ impl Artifacts {
     ///
     /// Something does not compile, or `llvm-objcopy` is missing.
     pub fn build() -> Result<Self> {
-        let kernel = kernel()?;
-        let stripped_kernel = output("kernel")?.join("duet");
+        Self::of_kernel(kernel()?, "kernel")
+    }
+
+    /// The same with a hypervisor that performs the fault named by a guest file (`docs/bring-up.md`).
+    ///
+    /// # Errors
+    ///
+    /// Something does not compile, or `llvm-objcopy` is missing.
+    pub fn build_faulty() -> Result<Self> {
+        let target = target().join("bring-up");
+        progress::quietly(
+            "compiling the hypervisor with deliberate faults",
+            kernel_command()
+                .args(["--features", "bringup-tests", "--target-dir"])
+                .arg(&target),
+        )?;
+        Self::of_kernel(kernel_in(&target), "bring-up")
+    }
+
+    fn of_kernel(kernel: PathBuf, name: &str) -> Result<Self> {
+        let stripped_kernel = output(name)?.join("duet");
         output_of(
             Command::new(llvm_tool("llvm-objcopy")?)
                 .arg("--strip-all")
@@ -74,13 +93,20 @@ impl Artifacts {
 ///
 /// It does not compile.
 pub fn kernel() -> Result<PathBuf> {
-    progress::quietly(
-        "compiling the hypervisor",
-        cargo()
-            .args(["build", "--quiet", "--package", "metal"])
-            .args(["--profile", "kernel", "--target", BARE_TARGET]),
-    )?;
-    Ok(target().join(BARE_TARGET).join("kernel").join("duet"))
+    progress::quietly("compiling the hypervisor", &mut kernel_command())?;
+    Ok(kernel_in(&target()))
+}
+
+fn kernel_command() -> Command {
+    let mut command = cargo();
+    command
+        .args(["build", "--quiet", "--package", "metal"])
+        .args(["--profile", "kernel", "--target", BARE_TARGET]);
+    command
+}
+
+fn kernel_in(target: &Path) -> PathBuf {
+    target.join(BARE_TARGET).join("kernel").join("duet")
 }
 
 /// The cargo command `verb` on the boot loader's image builder, and the program that "build" makes.

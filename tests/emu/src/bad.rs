@@ -168,6 +168,7 @@ impl BadStart {
         }
         let outcome = start(
             lab,
+            &lab.artifacts,
             &format!("{platform}-bad-{}", self.name),
             machine,
             &container,

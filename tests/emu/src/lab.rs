@@ -35,6 +35,19 @@ impl Lab {
             .map_err(|error| anyhow::anyhow!("{error}"))
     }
 
+    /// Hypervisor with deliberate faults, and boot loader.
+    ///
+    /// # Errors
+    ///
+    /// Something does not compile.
+    pub fn faulty() -> Result<&'static Artifacts> {
+        static FAULTY: OnceLock<Result<Artifacts, String>> = OnceLock::new();
+        FAULTY
+            .get_or_init(|| Artifacts::build_faulty().map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow::anyhow!("{error}"))
+    }
+
     fn set_up() -> Result<Self> {
         Ok(Self {
             artifacts: Artifacts::build()?,

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod bad;
+mod fault;
 mod lab;
 mod run;
 
 pub use bad::{BAD_STARTS, BadStart};
+pub use fault::{FAULTS, Fault};
 pub use lab::Lab;
 pub use run::{HostRun, Judged};

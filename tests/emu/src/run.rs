@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow, bail, ensure};
 use boot::{Firmware, Payload};
-use xtask::artifacts::seed;
+use xtask::artifacts::{Artifacts, seed};
 use xtask::emulator::{End, LAST_LINE, Machine, PANIC, Platform, Processor, batch};
 use xtask::guests::{self, Expect, Guest};
 use xtask::{config, serial};
@@ -114,7 +114,8 @@ impl HostRun {
             files: guests::files(&lab.images, &self.guests),
             seed: Some(seed()?),
         };
-        start(lab, &self.name, self.machine(), &payload.container()?)
+        let (artifacts, container) = (&lab.artifacts, payload.container()?);
+        start(lab, artifacts, &self.name, self.machine(), &container)
     }
 
     fn machine(&self) -> Specimen {
@@ -148,13 +149,13 @@ pub struct Specimen {
 /// The disk cannot be written, or the emulator cannot be started.
 pub fn start(
     lab: &Lab,
+    artifacts: &Artifacts,
     name: &str,
     specimen: Specimen,
     container: &[u8],
 ) -> Result<batch::Outcome> {
     let disk = lab.disk(name);
-    lab.artifacts
-        .image_of(specimen.firmware, container, &disk)?;
+    artifacts.image_of(specimen.firmware, container, &disk)?;
     let machine = Machine {
         platform: specimen.platform,
         firmware: specimen.firmware,

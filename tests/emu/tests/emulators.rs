@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use boot::Firmware;
-use emu::{BAD_STARTS, HostRun, Judged, Lab};
+use emu::{BAD_STARTS, FAULTS, HostRun, Judged, Lab};
 use libtest_mimic::{Arguments, Trial};
 use xtask::emulator::Platform;
 use xtask::guests::{Guest, Guests};
@@ -46,6 +46,10 @@ fn trials() -> Result<Vec<Trial>> {
         for bad in BAD_STARTS.iter().filter(|bad| bad.on.contains(&platform)) {
             let name = format!("{platform}/bad/{}", bad.name);
             trials.push(trial(name, move || bad.judge(platform)));
+        }
+        for fault in FAULTS.iter().filter(|_| full) {
+            let name = format!("{platform}/fault/{}", fault.name);
+            trials.push(trial(name, move || fault.judge(platform)));
         }
         if platform == Platform::Bochs {
             continue;

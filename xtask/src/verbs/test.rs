@@ -21,7 +21,7 @@ pub const FULL_VARIABLE: &str = "DUET_TEST_FULL";
 pub struct Arguments {
     /// Runs only tests whose name contains this, and no style checks.
     pub filter: Option<String>,
-    /// Runs the long tests too: more random cases, every guest under UEFI.
+    /// Runs the long tests too: more random cases, deliberate faults, every guest under UEFI.
     #[arg(long)]
     pub full: bool,
     /// Runs emulator tests on this platform only [default: qemu and bochs].
