@@ -45,13 +45,16 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// An identifier that no other guest on this processor has now. Its translations may be somebody's old ones.
+    /// An identifier, the last one again when all are in use. Guests may share one: translations are dropped
+    /// whenever another guest's state is loaded.
     fn take_asid(&self) -> Option<u32> {
-        let free = self.asids.get().trailing_ones();
-        (free < self.asid_count.min(u64::BITS)).then(|| {
-            self.asids.set(self.asids.get() | 1 << free);
-            free
-        })
+        let count = self.asid_count.min(u64::BITS);
+        let free = self.asids.get().trailing_ones().min(count.checked_sub(1)?);
+        if free == 0 {
+            return None;
+        }
+        self.asids.set(self.asids.get() | 1 << free);
+        Some(free)
     }
 
     fn give_back_asid(&self, asid: u32) {

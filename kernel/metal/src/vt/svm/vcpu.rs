@@ -224,6 +224,8 @@ impl Vcpu {
         let reach = self.load_events()?;
         if !self.live.is_loaded() {
             self.live.load();
+            // Another guest may have run under the same identifier.
+            self.flush = true;
             // Another guest's block may be what the processor has cached.
             self.vmcb.control.clean_bits = CleanBits::empty();
         }
