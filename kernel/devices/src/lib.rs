@@ -9,7 +9,10 @@
 extern crate alloc;
 
 pub mod debug_console;
+pub mod fifo;
 pub mod test_device;
+pub mod time;
+pub mod uart;
 
 /// All ones in the low `size` bytes (1, 2, 4 or 8): what a bus returns where nothing answers.
 #[must_use]
