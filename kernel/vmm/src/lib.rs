@@ -26,6 +26,7 @@ pub mod random_state;
 pub mod report;
 pub mod selftest;
 pub mod stats;
+pub mod tables;
 pub mod walk;
 
 mod exits;
