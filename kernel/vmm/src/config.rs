@@ -117,18 +117,30 @@ pub enum Image {
         /// Where it is loaded and entered, CS = 0.
         load_address: u16,
     },
+    /// A Linux kernel, or what else is a bzImage.
+    Linux {
+        /// File in the guest archive.
+        kernel: String,
+        /// File in the guest archive with the initial RAM disk.
+        initrd: Option<String>,
+        /// Command line.
+        cmdline: String,
+    },
 }
 
 impl Image {
     /// The files of the guest archive that this image needs.
     pub fn files(&self) -> impl Iterator<Item = &str> {
-        let (kernel, modules) = match self {
+        let (kernel, initrd, modules) = match self {
             Image::Multiboot {
                 kernel, modules, ..
-            } => (kernel, modules.as_slice()),
-            Image::Flat { kernel, .. } => (kernel, &[][..]),
+            } => (kernel, None, modules.as_slice()),
+            Image::Flat { kernel, .. } => (kernel, None, &[][..]),
+            Image::Linux { kernel, initrd, .. } => (kernel, initrd.as_deref(), &[][..]),
         };
-        core::iter::once(kernel.as_str()).chain(modules.iter().filter_map(|m| module_file(m)))
+        core::iter::once(kernel.as_str())
+            .chain(initrd)
+            .chain(modules.iter().filter_map(|m| module_file(m)))
     }
 }
 
@@ -206,6 +218,7 @@ struct VmTable {
     memory_mib: Spanned<u64>,
     kernel: Spanned<String>,
     format: Spanned<String>,
+    initrd: Option<Spanned<String>>,
     cmdline: Option<Spanned<String>>,
     modules: Option<Spanned<Vec<String>>>,
     load_address: Option<Spanned<u64>>,
@@ -346,10 +359,11 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
     }
     let kernel = check.file("vm.kernel", &table.kernel)?;
     let image = match table.format.get_ref().as_str() {
+        "linux" => linux(check, table, kernel)?,
         "multiboot" => multiboot(check, table, kernel)?,
         "flat" => flat(check, table, kernel)?,
         other => {
-            let message = format!("vm.format: {other:?} is neither \"multiboot\" nor \"flat\"");
+            let message = format!("vm.format: {other:?} is none of linux, multiboot, flat");
             return Err(check.error(table.format.span(), message));
         }
     };
@@ -362,24 +376,59 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
     })
 }
 
-fn multiboot(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
-    if let Some(address) = &table.load_address {
-        let message = "vm.load_address: a multiboot kernel says itself where it is loaded";
-        return Err(check.error(address.span(), message));
-    }
-    let cmdline = table
-        .cmdline
-        .as_ref()
-        .map(|c| c.get_ref().clone())
-        .unwrap_or_default();
-    if let Some(c) = table
-        .cmdline
-        .as_ref()
-        .filter(|c| c.get_ref().len() > MAX_CMDLINE || c.get_ref().contains('\0'))
-    {
+/// The command line, empty if there is none.
+fn cmdline(check: &Checker<'_>, table: &VmTable) -> Result<String, ConfigError> {
+    let Some(cmdline) = &table.cmdline else {
+        return Ok(String::new());
+    };
+    let text = cmdline.get_ref();
+    if text.len() > MAX_CMDLINE || text.contains('\0') {
         let message = format!("vm.cmdline: longer than {MAX_CMDLINE} bytes, or with a NUL");
-        return Err(check.error(c.span(), message));
+        return Err(check.error(cmdline.span(), message));
     }
+    Ok(text.clone())
+}
+
+/// Refuses a key that a format has no use for.
+fn unused<T>(
+    check: &Checker<'_>,
+    key: Option<&Spanned<T>>,
+    message: &str,
+) -> Result<(), ConfigError> {
+    key.map_or(Ok(()), |key| Err(check.error(key.span(), message)))
+}
+
+fn linux(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
+    unused(
+        check,
+        table.load_address.as_ref(),
+        "vm.load_address: a linux kernel says itself where it is loaded",
+    )?;
+    unused(
+        check,
+        table.modules.as_ref(),
+        "vm.modules: a linux kernel has none; vm.initrd is its RAM disk",
+    )?;
+    let initrd = table.initrd.as_ref();
+    Ok(Image::Linux {
+        kernel,
+        initrd: initrd.map(|i| check.file("vm.initrd", i)).transpose()?,
+        cmdline: cmdline(check, table)?,
+    })
+}
+
+fn multiboot(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
+    unused(
+        check,
+        table.load_address.as_ref(),
+        "vm.load_address: a multiboot kernel says itself where it is loaded",
+    )?;
+    unused(
+        check,
+        table.initrd.as_ref(),
+        "vm.initrd: a multiboot kernel gets its files by vm.modules",
+    )?;
+    let cmdline = cmdline(check, table)?;
     let modules = table
         .modules
         .as_ref()
@@ -403,14 +452,21 @@ fn multiboot(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Ima
 }
 
 fn flat(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, ConfigError> {
-    if let Some(cmdline) = &table.cmdline {
-        let message = "vm.cmdline: a flat image has no command line";
-        return Err(check.error(cmdline.span(), message));
-    }
-    if let Some(modules) = &table.modules {
-        let message = "vm.modules: a flat image has no modules";
-        return Err(check.error(modules.span(), message));
-    }
+    unused(
+        check,
+        table.cmdline.as_ref(),
+        "vm.cmdline: a flat image has no command line",
+    )?;
+    unused(
+        check,
+        table.modules.as_ref(),
+        "vm.modules: a flat image has no modules",
+    )?;
+    unused(
+        check,
+        table.initrd.as_ref(),
+        "vm.initrd: a flat image has no RAM disk",
+    )?;
     let Some(address) = &table.load_address else {
         let message = "vm.load_address: missing, a flat image needs it";
         return Err(check.error(table.format.span(), message));
@@ -520,6 +576,34 @@ load_address = 0x7c00
             error(&baud),
             "duet.toml line 6: serial.baud: 9601 does not divide 115200"
         );
+    }
+
+    #[test]
+    fn a_linux_guest_has_a_kernel_and_perhaps_an_initrd() {
+        let to_linux = |keys: &str| {
+            let text = with("\"multiboot\"\n", &["\"linux\"\n", keys].concat());
+            text.replacen("modules = [\"one x\", \"two\"]\n", "", 1)
+        };
+        let config = Config::parse(&to_linux("initrd = \"initrd.gz\"\n")).expect("is good");
+        let files: Vec<_> = config.guests[0].image.files().collect();
+        assert_eq!(files, ["hello.elf", "initrd.gz"]);
+        let Image::Linux { cmdline, .. } = &config.guests[0].image else {
+            panic!("not linux: {:?}", config.guests[0].image);
+        };
+        assert_eq!(cmdline, "a b");
+        let config = Config::parse(&to_linux("")).expect("is good");
+        assert_eq!(config.guests[0].image.files().count(), 1);
+
+        let spaced = error(&to_linux("initrd = \"a b\"\n"));
+        assert!(spaced.starts_with("duet.toml line 10: vm.initrd: \"a b\""));
+        assert!(error(&to_linux("load_address = 1\n")).contains("vm.load_address: a linux"));
+        assert!(error(&to_linux("modules = [\"m\"]\n")).contains("vm.modules: a linux"));
+        let initrd = with("modules =", "initrd = \"x\"\nmodules =");
+        assert!(error(&initrd).contains("vm.initrd: a multiboot kernel"));
+        let initrd = with("load_address =", "initrd = \"x\"\nload_address =");
+        assert!(error(&initrd).contains("vm.initrd: a flat image"));
+        let long = "x".repeat(MAX_CMDLINE + 1);
+        assert!(error(&with("a b", &long)).contains("vm.cmdline: longer than 2048"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod elf32;
 mod flat;
+mod linux;
 mod multiboot;
 
 use alloc::borrow::ToOwned;
@@ -55,6 +56,33 @@ pub enum Cause {
     },
     /// The entry point lies outside of what was loaded.
     BadEntry(u32),
+    /// No setup header of a kernel that is loaded above 1 MiB.
+    NotBzImage,
+    /// A Linux boot protocol without the fields that are needed; its number, major × 256 + minor.
+    TooOld(u16),
+    /// More command line than the kernel takes.
+    CommandLineTooLong {
+        /// Bytes of the command line.
+        bytes: usize,
+        /// Bytes the kernel takes.
+        limit: u32,
+    },
+    /// It does not fit between the kernel and the highest address where it may be.
+    NoRoom {
+        /// Bytes of it.
+        bytes: u64,
+        /// First byte behind the kernel.
+        from: u64,
+        /// First byte behind what it may take.
+        to: u64,
+    },
+    /// RAM would reach into the addresses of devices.
+    TooMuchMemory {
+        /// Bytes of guest RAM.
+        memory: u64,
+        /// Most bytes there can be.
+        limit: u64,
+    },
 }
 
 impl fmt::Display for LoadError {
@@ -77,6 +105,29 @@ impl fmt::Display for LoadError {
                 write!(f, "would end at {end:#x}, guest RAM ends at {memory:#x}")
             }
             Cause::BadEntry(entry) => write!(f, "its entry point {entry:#x} is not in it"),
+            Cause::NotBzImage => f.write_str("is not a bzImage"),
+            Cause::TooOld(version) => {
+                let (major, minor) = (version >> 8, version & 0xff);
+                write!(f, "its boot protocol {major}.{minor} is older than 2.10")
+            }
+            Cause::CommandLineTooLong { bytes, limit } => {
+                write!(
+                    f,
+                    "takes a command line of {limit} bytes, vm.cmdline has {bytes}"
+                )
+            }
+            Cause::NoRoom { bytes, from, to } => {
+                write!(
+                    f,
+                    "its {bytes} bytes do not fit between the kernel's end {from:#x} and {to:#x}"
+                )
+            }
+            Cause::TooMuchMemory { memory, limit } => {
+                write!(
+                    f,
+                    "{memory:#x} bytes of RAM, at most {limit:#x} fit below the devices"
+                )
+            }
         }
     }
 }
@@ -106,6 +157,11 @@ pub fn load<M: GuestMemory>(
             cmdline,
             modules,
         } => multiboot::load(kernel, cmdline, modules, files, memory),
+        Image::Linux {
+            kernel,
+            initrd,
+            cmdline,
+        } => linux::load(kernel, initrd.as_deref(), cmdline, files, memory),
     }
 }
 
