@@ -10,6 +10,9 @@ extern crate alloc;
 
 pub mod debug_console;
 pub mod fifo;
+pub mod pic;
+pub mod pit;
+pub mod rtc;
 pub mod test_device;
 pub mod time;
 pub mod uart;
