@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::emulator::Platform;
 use crate::guests::{Format, Guest};
+use crate::linux::{self, Linux};
 
 #[derive(Serialize)]
 struct File {
@@ -37,13 +38,16 @@ struct Vm {
     kernel: String,
     format: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    initrd: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     cmdline: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     modules: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     load_address: Option<u16>,
     test_devices: bool,
-    instruction_limit: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instruction_limit: Option<u64>,
 }
 
 /// The configuration that runs `guests` and then ends the emulator.
@@ -52,6 +56,19 @@ struct Vm {
 ///
 /// The hypervisor would refuse it: what `guests.toml` says of a guest is contradictory.
 pub fn compose(platform: Platform, guests: &[Guest]) -> Result<String> {
+    text(platform, guests.iter().map(vm).collect()).context("made of guests.toml")
+}
+
+/// The configuration that runs a Linux guest named "linux" and then ends the emulator.
+///
+/// # Errors
+///
+/// The hypervisor would refuse it: the command line is too long, or the memory too large.
+pub fn compose_linux(platform: Platform, guest: &Linux) -> Result<String> {
+    text(platform, vec![linux_vm(guest)])
+}
+
+fn text(platform: Platform, vm: Vec<Vm>) -> Result<String> {
     let file = File {
         node: Node { name: "duet-a" },
         log: Log { level: "info" },
@@ -59,11 +76,26 @@ pub fn compose(platform: Platform, guests: &[Guest]) -> Result<String> {
             when_idle: "poweroff",
             emulator_exit: platform.emulator_exit(),
         },
-        vm: guests.iter().map(vm).collect(),
+        vm,
     };
     let text = toml::to_string(&file).context("duet.toml")?;
-    vmm::config::Config::parse(&text).context("made of guests.toml")?;
+    vmm::config::Config::parse(&text)?;
     Ok(text)
+}
+
+fn linux_vm(guest: &Linux) -> Vm {
+    Vm {
+        name: "linux".to_owned(),
+        memory_mib: guest.memory_mib,
+        kernel: linux::KERNEL.to_owned(),
+        format: "linux",
+        initrd: guest.initrd.is_some().then_some(linux::INITRD),
+        cmdline: Some(guest.cmdline.clone()),
+        modules: Vec::new(),
+        load_address: None,
+        test_devices: false,
+        instruction_limit: guest.instruction_limit,
+    }
 }
 
 fn vm(guest: &Guest) -> Vm {
@@ -75,11 +107,12 @@ fn vm(guest: &Guest) -> Vm {
             Format::Multiboot => "multiboot",
             Format::Flat => "flat",
         },
+        initrd: None,
         cmdline: guest.cmdline.clone(),
         modules: guest.modules.clone(),
         load_address: guest.load_address,
         test_devices: true,
-        instruction_limit: guest.limit(),
+        instruction_limit: Some(guest.limit()),
     }
 }
 
@@ -105,5 +138,37 @@ mod tests {
         };
         assert_eq!(Some(cmdline), guests[hello].cmdline.as_ref());
         assert_eq!(modules, &guests[hello].modules);
+    }
+    #[test]
+    fn a_linux_guest_makes_a_configuration_that_the_host_accepts() {
+        let mut guest = Linux {
+            memory_mib: 256,
+            kernel: "k".into(),
+            initrd: Some("i".into()),
+            cmdline: "console=ttyS0 duet.run=\"a 'b'\"".to_owned(),
+            instruction_limit: None,
+        };
+        let parse = |guest: &Linux| {
+            let text = compose_linux(Platform::Qemu, guest).unwrap();
+            Config::parse(&text).unwrap().guests.remove(0)
+        };
+        let parsed = parse(&guest);
+        let Image::Linux { cmdline, .. } = &parsed.image else {
+            panic!("not a linux guest: {:?}", parsed.image);
+        };
+        assert_eq!(cmdline, &guest.cmdline);
+        let names: Vec<_> = guest.files().into_iter().map(|file| file.name).collect();
+        assert_eq!(parsed.image.files().collect::<Vec<_>>(), names);
+        assert_eq!((parsed.memory_mib, parsed.instruction_limit), (256, None));
+
+        guest.initrd = None;
+        guest.instruction_limit = Some(7);
+        let parsed = parse(&guest);
+        assert_eq!(parsed.image.files().count(), 1);
+        assert_eq!(parsed.instruction_limit, Some(7));
+
+        guest.cmdline = "x".repeat(3000);
+        let error = format!("{:#}", compose_linux(Platform::Qemu, &guest).unwrap_err());
+        assert!(error.contains("vm.cmdline"), "{error}");
     }
 }

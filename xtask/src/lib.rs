@@ -4,8 +4,10 @@
 
 pub mod artifacts;
 pub mod config;
+pub mod debian;
 pub mod emulator;
 pub mod guests;
+pub mod linux;
 pub mod needs;
 pub mod progress;
 pub mod serial;

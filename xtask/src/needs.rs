@@ -190,7 +190,9 @@ fn packages(names: &BTreeSet<&str>) -> Result<()> {
         .context(hint)
 }
 
-fn apt_get() -> Command {
+/// `apt-get` that asks nothing.
+#[must_use]
+pub fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
     command.env("DEBIAN_FRONTEND", "noninteractive");
     command

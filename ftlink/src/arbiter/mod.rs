@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod datagram;
+pub mod disk;
 
 use core::fmt;
 

@@ -86,6 +86,17 @@ impl GuestRam {
         frames * LARGE_PAGE_SIZE
     }
 
+    /// The host address of `size` bytes, a power of two, at an address aligned to it. `size` counts the RAM, which
+    /// is whole frames.
+    #[inline]
+    fn word(&self, gpa: Gpa, size: u64) -> Result<*const u8, NotRam> {
+        let frame = self.host_frame(gpa).ok_or(NotRam(gpa))?;
+        if gpa.0 % size != 0 {
+            return Err(NotRam(gpa));
+        }
+        Ok(physmap::ptr(frame.offset(gpa.0 % LARGE_PAGE_SIZE)).cast_const())
+    }
+
     /// Calls `f` with the host address and length of each piece of a range; the range is all RAM.
     fn pieces(
         &self,
@@ -122,6 +133,20 @@ impl GuestMemory for GuestRam {
             // overlap since `to` is a Rust object and the frames hold none. The guest does not run now.
             unsafe { core::ptr::copy_nonoverlapping(host, target.add(done), piece) };
         })
+    }
+
+    #[inline]
+    fn read_u64(&self, from: Gpa) -> Result<u64, NotRam> {
+        let word = self.word(from, 8)?;
+        // SAFETY: eight aligned bytes inside a frame owned by `self`; the guest does not run now.
+        Ok(unsafe { word.cast::<u64>().read() })
+    }
+
+    #[inline]
+    fn read_u32(&self, from: Gpa) -> Result<u32, NotRam> {
+        let word = self.word(from, 4)?;
+        // SAFETY: four aligned bytes inside a frame owned by `self`; the guest does not run now.
+        Ok(unsafe { word.cast::<u32>().read() })
     }
 
     fn write(&mut self, to: Gpa, from: &[u8]) -> Result<(), NotRam> {

@@ -139,6 +139,11 @@ pub fn decode(code: &Code, context: &CodeContext<'_>) -> Result<Instruction, Cod
     }
 }
 
+/// Makes the decoder build its tables, which it does at first use.
+pub fn warm() {
+    Decoder::new(64, &[0x90], DecoderOptions::NONE).decode_out(&mut Instruction::default());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

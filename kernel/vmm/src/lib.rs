@@ -13,6 +13,7 @@ pub mod code;
 pub mod config;
 pub mod container;
 pub mod cpu;
+pub mod decoded;
 pub mod digest;
 pub mod emulate;
 pub mod host;

@@ -8,6 +8,7 @@ use arch::addr::Gpa;
 use crate::board::Board;
 use crate::code::MAX_INSTRUCTION;
 use crate::cpu::{Icount, Vcpu};
+use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
 use crate::nondet::Door;
 use crate::profile::Profile;
@@ -109,6 +110,7 @@ pub struct Machine<V: Vcpu> {
     pub(crate) door: Door,
     pub(crate) profile: Profile,
     pub(crate) stats: ExitStatistics,
+    pub(crate) decoded: DecodeCache,
     pub(crate) stop: Option<Stop>,
     /// Waiting in HLT.
     pub(crate) halted: bool,
@@ -119,7 +121,7 @@ pub struct Machine<V: Vcpu> {
     pub(crate) limit: Icount,
     /// Unknown MSRs touched.
     pub(crate) unknown_msrs: u64,
-    /// Intercepted exceptions given back to the guest.
+    /// What intercepted exceptions given back to the guest count for, in instructions.
     pub(crate) reflected: u64,
     /// DR7, which only MOV DR writes, has a breakpoint on I/O enabled.
     pub(crate) port_breakpoints: bool,
@@ -149,6 +151,7 @@ impl<V: Vcpu> Machine<V> {
             door: Door::default(),
             profile,
             stats: ExitStatistics::default(),
+            decoded: DecodeCache::default(),
             stop: None,
             halted: false,
             task_priority: 0,

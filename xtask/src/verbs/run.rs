@@ -2,15 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-use boot::{Firmware, Payload};
+use anyhow::{Context, Result, bail};
+use boot::{Firmware, GuestFile, Payload};
 
 use super::image::{firmware, read_config};
 use crate::artifacts::{Artifacts, seed};
+use crate::debian::Debian;
 use crate::emulator::{End, Machine, Platform, Processor, interactive, qemu};
 use crate::guests::{self, Guests};
+use crate::linux::Linux;
 use crate::needs::{self, Need};
-use crate::{config, workspace};
+use crate::{config, debian, workspace};
+
+/// The `--guest` that is made of Debian packages.
+const LINUX: &str = "linux";
 
 /// Starts Duet in an emulator; Ctrl-A x ends it.
 #[derive(clap::Args, Debug)]
@@ -21,13 +26,22 @@ pub struct Arguments {
     /// By UEFI firmware instead of a BIOS (not in Bochs).
     #[arg(long)]
     pub uefi: bool,
-    /// The test guest to run, of tests/guests/guests.toml.
-    #[arg(long, value_name = "NAME", default_value = "hello")]
-    pub guest: String,
-    /// A configuration of your own instead of a test guest; guest files are looked for beside it.
+    /// "linux" for Debian's kernel with a shell, or a test guest of tests/guests/guests.toml [default: hello].
+    #[arg(long, value_name = "NAME")]
+    pub guest: Option<String>,
+    /// A bzImage instead of Debian's kernel; it runs without an initrd unless there is --initrd.
     #[arg(long, value_name = "FILE", conflicts_with = "guest")]
+    pub kernel: Option<PathBuf>,
+    /// An initrd instead of Debian's busybox.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The Linux guest's command line [default: console=ttyS0].
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// A configuration of your own instead of a guest; guest files are looked for beside it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["guest", "kernel", "initrd", "cmdline"])]
     pub config: Option<PathBuf>,
-    /// Memory of the machine in MiB.
+    /// Memory of the machine in MiB; a Linux guest gets half of it.
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub mem: u32,
 }
@@ -40,21 +54,13 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let firmware = firmware(arguments.uefi);
     check_platform(arguments.platform, firmware)?;
-    // A wrong configuration or name is cheaper to find than a missing package.
-    let own = arguments.config.as_deref().map(read_config).transpose()?;
-    let guests = Guests::load()?;
-    let guest = guests.named(&arguments.guest)?;
+    // A wrong configuration, name or file is cheaper to find than a missing package.
+    let guest = Guest::choose(arguments)?;
     needs::ensure(&needs::BUILD)?;
     needs::ensure(&Need::of_platform(arguments.platform, arguments.uefi))?;
 
     let artifacts = Artifacts::build()?;
-    let (config, files) = match own {
-        Some(own) => own,
-        None => {
-            let config = config::compose(arguments.platform, std::slice::from_ref(guest))?;
-            (config, guests::files(&guests::build(&guests)?, [guest]))
-        }
-    };
+    let (config, files) = guest.files(arguments)?;
     let payload = Payload {
         config,
         files,
@@ -70,6 +76,86 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         processor: Processor::Full,
     })?;
     report(&end)
+}
+
+/// What runs.
+#[derive(Debug)]
+enum Guest {
+    /// A configuration and its files.
+    Configured(String, Vec<GuestFile>),
+    /// A test guest.
+    Test(Box<guests::Guest>),
+    /// Debian's kernel, or one of the user's own.
+    Linux,
+}
+
+impl Guest {
+    fn choose(arguments: &Arguments) -> Result<Self> {
+        if let Some(path) = &arguments.config {
+            let (text, files) = read_config(path)?;
+            return Ok(Guest::Configured(text, files));
+        }
+        for file in [&arguments.kernel, &arguments.initrd].into_iter().flatten() {
+            std::fs::metadata(file).with_context(|| file.display().to_string())?;
+        }
+        let for_linux = [
+            ("--kernel", arguments.kernel.is_some()),
+            ("--initrd", arguments.initrd.is_some()),
+            ("--cmdline", arguments.cmdline.is_some()),
+        ];
+        let given = for_linux.iter().find(|(_, given)| *given);
+        match (arguments.guest.as_deref(), given) {
+            (Some(LINUX), _) | (None, Some(_)) => Ok(Guest::Linux),
+            (Some(name), Some((option, _))) => {
+                bail!("{option} is for --guest {LINUX}, not for the test guest {name:?}")
+            }
+            (name, None) => {
+                let guests = Guests::load()?;
+                let guest = guests
+                    .named(name.unwrap_or("hello"))
+                    .with_context(|| format!("neither {LINUX:?} nor a test guest"))?;
+                Ok(Guest::Test(Box::new(guest.clone())))
+            }
+        }
+    }
+
+    /// The configuration and the guest files; compiles or downloads what is missing.
+    fn files(self, arguments: &Arguments) -> Result<(String, Vec<GuestFile>)> {
+        let platform = arguments.platform;
+        match self {
+            Guest::Configured(text, files) => Ok((text, files)),
+            Guest::Test(guest) => {
+                let config = config::compose(platform, std::slice::from_ref(&guest))?;
+                let images = guests::build(&Guests::load()?)?;
+                Ok((config, guests::files(&images, [&*guest])))
+            }
+            Guest::Linux => {
+                let linux = linux(arguments, debian::prepare)?;
+                Ok((config::compose_linux(platform, &linux)?, linux.files()))
+            }
+        }
+    }
+}
+
+/// The Linux guest of these arguments; `debian` is asked only if its kernel is to be used.
+fn linux(arguments: &Arguments, debian: impl FnOnce() -> Result<Debian>) -> Result<Linux> {
+    let (kernel, initrd) = match &arguments.kernel {
+        Some(kernel) => (kernel.clone(), arguments.initrd.clone()),
+        None => {
+            let Debian { kernel, initrd } = debian()?;
+            (kernel, Some(arguments.initrd.clone().unwrap_or(initrd)))
+        }
+    };
+    Ok(Linux {
+        memory_mib: (arguments.mem / 2).min(vmm::config::MAX_MEMORY_MIB as u32),
+        kernel,
+        initrd,
+        cmdline: arguments
+            .cmdline
+            .clone()
+            .unwrap_or_else(|| debian::CMDLINE.to_owned()),
+        instruction_limit: None,
+    })
 }
 
 /// Refuses combinations that do not exist and a KVM that cannot run Duet.
@@ -93,5 +179,84 @@ fn report(end: &End) -> Result<()> {
         // Ctrl-A x, or a host that was told to switch off.
         End::Emulator(status) if status.ends_with(": 0") => Ok(()),
         end => bail!("{end}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    fn arguments(options: &[&str]) -> Arguments {
+        let words = std::iter::once("run").chain(options.iter().copied());
+        Command::try_parse_from(words).unwrap().arguments
+    }
+
+    fn error(options: &[&str]) -> String {
+        format!("{:#}", Guest::choose(&arguments(options)).unwrap_err())
+    }
+
+    #[test]
+    fn the_guest_follows_from_the_options() {
+        let choose = |options: &[&str]| Guest::choose(&arguments(options)).unwrap();
+        assert!(matches!(choose(&[]), Guest::Test(guest) if guest.name == "hello"));
+        assert!(matches!(choose(&["--guest", "long"]), Guest::Test(guest) if guest.name == "long"));
+        assert!(matches!(choose(&["--guest", "linux"]), Guest::Linux));
+        assert!(matches!(choose(&["--cmdline", "x"]), Guest::Linux));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        assert!(matches!(choose(&["--kernel", path]), Guest::Linux));
+    }
+
+    #[test]
+    fn contradictory_options_are_named() {
+        assert!(error(&["--kernel", "/no/such/kernel"]).contains("/no/such/kernel"));
+        let other = error(&["--guest", "hello", "--cmdline", "x"]);
+        assert!(
+            other.contains("--cmdline") && other.contains("hello"),
+            "{other}"
+        );
+        let unknown = error(&["--guest", "nobody"]);
+        assert!(
+            unknown.contains("nobody") && unknown.contains("linux"),
+            "{unknown}"
+        );
+        let both = Command::try_parse_from(["run", "--config", "a", "--kernel", "b"]);
+        assert!(both.is_err());
+    }
+
+    #[test]
+    fn files_of_the_users_own_replace_debians() {
+        let debian = || {
+            Ok(Debian {
+                kernel: "debian/vmlinuz".into(),
+                initrd: "debian/initrd".into(),
+            })
+        };
+        let of = |options: &[&str]| linux(&arguments(options), debian).unwrap();
+        let paths = |linux: Linux| (linux.kernel, linux.initrd);
+        let path = PathBuf::from;
+        let default = of(&["--guest", "linux"]);
+        assert_eq!(
+            (default.memory_mib, default.cmdline.as_str()),
+            (256, "console=ttyS0")
+        );
+        assert_eq!(
+            paths(default),
+            (path("debian/vmlinuz"), Some(path("debian/initrd")))
+        );
+        let mine = of(&["--initrd", "i", "--cmdline", "quiet", "--mem", "9000"]);
+        assert_eq!((mine.memory_mib, mine.cmdline.as_str()), (3072, "quiet"));
+        assert_eq!(paths(mine), (path("debian/vmlinuz"), Some(path("i"))));
+
+        let never = || -> Result<Debian> { bail!("not needed") };
+        let own = linux(&arguments(&["--kernel", "k"]), never).unwrap();
+        assert_eq!(paths(own), (path("k"), None));
     }
 }

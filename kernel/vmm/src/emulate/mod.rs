@@ -12,11 +12,12 @@ pub use registers::write_sized;
 
 use arch::addr::{Gpa, Gva, PAGE_SIZE};
 use arch::event::{Event, vector};
-use arch::regs::{ControlRegisters, Gprs, Rflags, Segment, SegmentName};
+use arch::regs::{ControlRegisters, Rflags, SegmentName};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::code::{CodeContext, CodeError, MAX_INSTRUCTION, decode, fetch};
+use crate::code::{CodeContext, CodeError, MAX_INSTRUCTION, fetch};
 use crate::cpu::Vcpu;
+use crate::decoded::DecodeCache;
 use crate::memory::GuestMemory;
 use crate::walk::{Access, WalkError, translate};
 use arithmetic::{Operation, compute};
@@ -78,6 +79,7 @@ pub fn execute<V: Vcpu>(
     vcpu: &mut V,
     memory: &mut V::Memory,
     bus: &mut impl Bus,
+    cache: &mut DecodeCache,
     one_element: bool,
 ) -> Outcome {
     let control = vcpu.control();
@@ -97,26 +99,23 @@ pub fn execute<V: Vcpu>(
             return Outcome::Fault(Event::undefined_opcode(), None);
         }
     };
-    let Ok(instruction) = decode(&code, &context) else {
+    let bitness = context.bitness();
+    let Ok(instruction) = cache.decode(&code, &context) else {
         return Outcome::Fault(Event::undefined_opcode(), None);
     };
-    let bitness = context.bitness();
     let flags = vcpu.rflags();
     let mut run = Execution {
-        gprs: *vcpu.gprs(),
+        vcpu,
         flags,
-        segments: SegmentBases::new(vcpu, bitness),
-        control,
+        control: &control,
         user: cpl == 3,
         wide: bitness == 64,
         max_elements: if one_element { 1 } else { string::MAX_ELEMENTS },
         memory,
         bus,
     };
-    let result = run.instruction(&instruction);
-    let (gprs, new_flags) = (run.gprs, run.flags);
-    // A faulting repeated instruction keeps the elements it has done.
-    *vcpu.gprs_mut() = gprs;
+    let result = run.instruction(instruction);
+    let new_flags = run.flags;
     if new_flags != flags {
         vcpu.set_rflags(new_flags);
     }
@@ -135,51 +134,41 @@ fn end(stop: Stop, bytes: [u8; MAX_INSTRUCTION]) -> Outcome {
     }
 }
 
-/// Bases of ES, CS, SS, DS, FS, GS as the mode counts them.
-struct SegmentBases([u64; 6]);
-
-impl SegmentBases {
-    fn new<V: Vcpu>(vcpu: &V, bitness: u32) -> Self {
-        use SegmentName::{Cs, Ds, Es, Fs, Gs, Ss};
-        let base = |name| {
-            let Segment { base, .. } = vcpu.segment(name);
-            if bitness == 64 && !matches!(name, Fs | Gs) {
-                0
-            } else {
-                base
-            }
-        };
-        Self([base(Es), base(Cs), base(Ss), base(Ds), base(Fs), base(Gs)])
-    }
-
-    fn get(&self, register: Register) -> Option<u64> {
-        let index = match register {
-            Register::ES => 0,
-            Register::CS => 1,
-            Register::SS => 2,
-            Register::DS => 3,
-            Register::FS => 4,
-            Register::GS => 5,
-            _ => return None,
-        };
-        self.0.get(index).copied()
-    }
+/// The segment that a decoder's register is.
+fn segment_name(register: Register) -> Option<SegmentName> {
+    Some(match register {
+        Register::ES => SegmentName::Es,
+        Register::CS => SegmentName::Cs,
+        Register::SS => SegmentName::Ss,
+        Register::DS => SegmentName::Ds,
+        Register::FS => SegmentName::Fs,
+        Register::GS => SegmentName::Gs,
+        _ => return None,
+    })
 }
 
-/// One instruction under way.
-struct Execution<'a, M: GuestMemory, B: Bus> {
-    gprs: Gprs,
+/// One instruction under way. General registers are changed in place: a faulting repeated instruction keeps the
+/// elements it has done.
+struct Execution<'a, V: Vcpu, B: Bus> {
+    vcpu: &'a mut V,
     flags: Rflags,
-    segments: SegmentBases,
-    control: ControlRegisters,
+    control: &'a ControlRegisters,
     user: bool,
     wide: bool,
     max_elements: u32,
-    memory: &'a mut M,
+    memory: &'a mut V::Memory,
     bus: &'a mut B,
 }
 
-impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
+impl<V: Vcpu, B: Bus> Execution<'_, V, B> {
+    /// The base of a segment as the mode counts it.
+    fn segment_base(&self, name: SegmentName) -> u64 {
+        if self.wide && !matches!(name, SegmentName::Fs | SegmentName::Gs) {
+            return 0;
+        }
+        self.vcpu.segment_base(name)
+    }
+
     /// Executes; `false` means a repeated instruction has elements left.
     fn instruction(&mut self, i: &Instruction) -> Result<bool, Stop> {
         if i.is_string_instruction() {
@@ -253,14 +242,14 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
     fn compare_exchange(&mut self, i: &Instruction) -> Result<(), Stop> {
         let size = operand_size(i, 0)?;
         let old = self.read_operand(i, 0)?;
-        let accumulator = self.gprs.0[0] & mask(size);
+        let accumulator = self.vcpu.gprs().0[0] & mask(size);
         let (_, flags) = compute(Operation::Cmp, accumulator, old, size, self.flags);
         if flags.contains(Rflags::ZF) {
             let new = self.read_operand(i, 1)?;
             self.write_operand(i, 0, new)?;
         } else {
             self.write_operand(i, 0, old)?;
-            write_sized(&mut self.gprs, arch::regs::Gpr::Rax, size, old);
+            write_sized(self.vcpu.gprs_mut(), arch::regs::Gpr::Rax, size, old);
         }
         self.flags = flags;
         Ok(())
@@ -306,7 +295,7 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
         match i.op_kind(n) {
             OpKind::Register => {
                 let register = i.op_register(n);
-                if let Some(value) = registers::read(&self.gprs, register) {
+                if let Some(value) = registers::read(self.vcpu.gprs(), register) {
                     return Ok(value);
                 }
                 Err(Stop::Unsupported)
@@ -321,9 +310,8 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
 
     fn write_operand(&mut self, i: &Instruction, n: u32, value: u64) -> Result<(), Stop> {
         match i.op_kind(n) {
-            OpKind::Register => {
-                registers::write(&mut self.gprs, i.op_register(n), value).ok_or(Stop::Unsupported)
-            }
+            OpKind::Register => registers::write(self.vcpu.gprs_mut(), i.op_register(n), value)
+                .ok_or(Stop::Unsupported),
             OpKind::Memory => {
                 let address = self.address(i, n)?;
                 self.write_memory(address, operand_size(i, n)?, value)
@@ -335,9 +323,9 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
     /// Linear address of a memory operand.
     fn address(&self, i: &Instruction, n: u32) -> Result<Gva, Stop> {
         let value = |register: Register, _, _| {
-            self.segments
-                .get(register)
-                .or_else(|| registers::read(&self.gprs, register))
+            segment_name(register)
+                .map(|name| self.segment_base(name))
+                .or_else(|| registers::read(self.vcpu.gprs(), register))
         };
         let linear = i.virtual_address(n, 0, value).ok_or(Stop::Unsupported)?;
         Ok(self.linear(linear))
@@ -357,7 +345,7 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
             execute: false,
             user: self.user,
         };
-        Ok(translate(self.memory, &self.control, at, access)?)
+        Ok(translate(self.memory, self.control, at, access)?)
     }
 
     /// The two pieces of an access that crosses a page, or the whole and nothing.

@@ -1,11 +1,11 @@
 //! String instructions: MOVS, STOS, LODS, INS, OUTS, with and without REP.
 
-use arch::regs::{Gpr, Rflags};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use arch::regs::{Gpr, Rflags, SegmentName};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::registers::{mask, write_sized};
-use super::{Bus, Execution, Stop};
-use crate::memory::GuestMemory;
+use super::{Bus, Execution, Stop, segment_name};
+use crate::cpu::Vcpu;
 
 /// Elements that one exit may do of a repeated instruction: bounded work, then the guest may be
 /// interrupted.
@@ -20,7 +20,7 @@ enum Kind {
     Outs,
 }
 
-impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
+impl<V: Vcpu, B: Bus> Execution<'_, V, B> {
     /// Executes; `false` means there are elements left.
     pub(super) fn string(&mut self, i: &Instruction) -> Result<bool, Stop> {
         let kind = match i.mnemonic() {
@@ -38,14 +38,14 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
             return Ok(true);
         }
         for _ in 0..self.max_elements {
-            let left = self.gprs[Gpr::Rcx] & mask(address_size);
+            let left = self.vcpu.gprs()[Gpr::Rcx] & mask(address_size);
             if left == 0 {
                 return Ok(true);
             }
             self.element(i, kind, size, address_size)?;
-            write_sized(&mut self.gprs, Gpr::Rcx, address_size, left - 1);
+            write_sized(self.vcpu.gprs_mut(), Gpr::Rcx, address_size, left - 1);
         }
-        Ok(self.gprs[Gpr::Rcx] & mask(address_size) == 0)
+        Ok(self.vcpu.gprs()[Gpr::Rcx] & mask(address_size) == 0)
     }
 
     fn element(
@@ -55,23 +55,23 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
         size: u8,
         address_size: u8,
     ) -> Result<(), Stop> {
-        let segment = self.segments.get(i.memory_segment()).unwrap_or(0);
-        let es = self.segments.get(Register::ES).unwrap_or(0);
+        let segment = segment_name(i.memory_segment()).map_or(0, |name| self.segment_base(name));
+        let es = self.segment_base(SegmentName::Es);
         let source = self.index(Gpr::Rsi, segment, address_size);
         let destination = self.index(Gpr::Rdi, es, address_size);
-        let port = self.gprs[Gpr::Rdx] as u16;
+        let port = self.vcpu.gprs()[Gpr::Rdx] as u16;
         match kind {
             Kind::Movs => {
                 let value = self.read_memory(source, size)?;
                 self.write_memory(destination, size, value)?;
             }
             Kind::Stos => {
-                let value = self.gprs[Gpr::Rax] & mask(size);
+                let value = self.vcpu.gprs()[Gpr::Rax] & mask(size);
                 self.write_memory(destination, size, value)?;
             }
             Kind::Lods => {
                 let value = self.read_memory(source, size)?;
-                write_sized(&mut self.gprs, Gpr::Rax, size, value);
+                write_sized(self.vcpu.gprs_mut(), Gpr::Rax, size, value);
             }
             Kind::Ins => {
                 // The destination is checked first: a port must not be read in vain.
@@ -101,18 +101,18 @@ impl<M: GuestMemory, B: Bus> Execution<'_, M, B> {
     }
 
     fn index(&self, register: Gpr, base: u64, address_size: u8) -> arch::addr::Gva {
-        self.linear(base.wrapping_add(self.gprs[register] & mask(address_size)))
+        self.linear(base.wrapping_add(self.vcpu.gprs()[register] & mask(address_size)))
     }
 
     fn step(&mut self, register: Gpr, size: u8, address_size: u8) {
-        let old = self.gprs[register];
+        let old = self.vcpu.gprs()[register];
         let new = if self.flags.contains(Rflags::DF) {
             old.wrapping_sub(u64::from(size))
         } else {
             old.wrapping_add(u64::from(size))
         };
         write_sized(
-            &mut self.gprs,
+            self.vcpu.gprs_mut(),
             register,
             address_size,
             new & mask(address_size),

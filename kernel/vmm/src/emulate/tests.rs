@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::testing::{Ram, ScriptedVcpu, control_long};
-use arch::regs::{CpuState, Gpr};
+use arch::regs::{CpuState, Gpr, Segment};
 
 /// Where the tests' device lies: one page behind the RAM.
 const DEVICE: u64 = 0x1_0000;
@@ -62,6 +62,7 @@ struct Bench {
     vcpu: ScriptedVcpu,
     ram: Ram,
     device: Device,
+    cache: DecodeCache,
 }
 
 impl Bench {
@@ -75,6 +76,7 @@ impl Bench {
             vcpu: ScriptedVcpu::new(state, &[]),
             ram: Ram::new(DEVICE as usize),
             device: Device::new(),
+            cache: DecodeCache::default(),
         }
     }
 
@@ -94,7 +96,13 @@ impl Bench {
 
     fn execute(&mut self, code: &[u8]) -> Outcome {
         self.ram.put(CODE, code);
-        execute(&mut self.vcpu, &mut self.ram, &mut self.device, false)
+        execute(
+            &mut self.vcpu,
+            &mut self.ram,
+            &mut self.device,
+            &mut self.cache,
+            false,
+        )
     }
 
     fn done(&mut self, code: &[u8]) {
@@ -325,7 +333,7 @@ fn what_is_not_emulated_says_so() {
     );
     b.vcpu.state.rip = DEVICE;
     assert_eq!(
-        execute(&mut b.vcpu, &mut b.ram, &mut b.device, false),
+        execute(&mut b.vcpu, &mut b.ram, &mut b.device, &mut b.cache, false),
         Outcome::Fault(Event::undefined_opcode(), None)
     );
 }
@@ -349,7 +357,7 @@ mod random {
             b.device.bytes = vec![0; 1 << 20];
             let mut quiet = Quiet;
             b.ram.put(CODE, &code);
-            let outcome = execute(&mut b.vcpu, &mut b.ram, &mut quiet, false);
+            let outcome = execute(&mut b.vcpu, &mut b.ram, &mut quiet, &mut b.cache, false);
             if let Outcome::Done(length) = outcome {
                 prop_assert!((1..=15).contains(&length));
             }

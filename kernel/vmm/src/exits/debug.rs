@@ -20,6 +20,10 @@ const DR7_WRITABLE: u64 = 0xffff_2bff;
 const DR7_GENERAL_DETECT: u64 = 1 << 13;
 const DR6_ACCESS_DETECTED: u64 = 1 << 13;
 
+/// Instructions for which an exception that exits and is given back counts towards a guest's limit: about what the
+/// exit takes of the host.
+pub(crate) const REFLECTED_COST: u64 = 500;
+
 /// DR4 and DR5 are DR6 and DR7, or with CR4.DE nothing; while DR7.GD is set, touching any is a #DB
 /// (SDM 3 18.2).
 fn resolve<V: Vcpu>(machine: &mut Machine<V>, dr: u8) -> Result<u8, Next> {
@@ -124,7 +128,7 @@ pub(crate) fn port_hits<V: Vcpu>(machine: &Machine<V>, port: u16, size: u8) -> u
 ///
 /// A circle of them retires no instruction, so they count towards the guest's limit themselves.
 pub(crate) fn exception<V: Vcpu>(machine: &mut Machine<V>, event: Event, dr6: u64) -> Next {
-    machine.reflected = machine.reflected.saturating_add(1);
+    machine.reflected = machine.reflected.saturating_add(REFLECTED_COST);
     if machine.reflected >= machine.limit.0 {
         return Next::Stop(Stop::InstructionLimit);
     }

@@ -56,6 +56,7 @@ fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
         &mut machine.vcpu,
         &mut machine.memory,
         &mut bus,
+        &mut machine.decoded,
         one_element,
     ) {
         Outcome::Done(length) => Next::RetireBytes(length),

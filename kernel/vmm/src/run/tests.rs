@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::*;
 use crate::cpu::{NestedFault, PortAccess};
 use crate::emulate::Bus;
+use crate::exits::debug::REFLECTED_COST;
 use crate::profile::{Leaf, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
@@ -603,13 +604,15 @@ fn the_instruction_limit_is_a_point_like_any_other() {
 fn a_circle_of_exceptions_reaches_the_limit_without_an_instruction() {
     let event = Event::exception_with_code(vector::AC, 0);
     let mut m = machine(&[at(0, Exit::Exception { event, dr6: 0 }); 20]);
-    m.limit = Icount(10);
+    m.limit = Icount(10 * REFLECTED_COST);
     // No interrupt gate is entered in a script: the event of the last exit is taken each time.
     assert_eq!(
         m.run(&mut TestHost::default(), 1000),
         Some(Stop::InstructionLimit)
     );
-    assert_eq!((m.vcpu.state.icount, m.reflected), (0, 10));
+    assert_eq!(m.vcpu.state.icount, 0);
+    assert_eq!(m.reflected, 10 * REFLECTED_COST);
+    assert_eq!(m.vcpu.script.len(), 10);
 }
 
 #[test]

@@ -158,13 +158,18 @@ fn the_64_bit_entry_finds_4_gib_mapped_and_its_descriptors() {
     assert_eq!(state.control.cr0, Cr0::PE | Cr0::PG | Cr0::ET);
     assert_eq!(state.control.cr4, Cr4::PAE);
     assert!(!state.rflags.contains(arch::regs::Rflags::IF));
+    // So that a read-only page would fault.
+    let control = ControlRegisters {
+        cr0: state.control.cr0 | Cr0::WP,
+        ..state.control
+    };
     for gva in [0, 0x8123, 0x1234_5678, 0xc000_0000, 0xffff_ffff] {
         let access = crate::walk::Access {
             write: true,
             execute: false,
             user: false,
         };
-        let walked = crate::walk::translate(&ram, &state.control, Gva(gva), access);
+        let walked = crate::walk::translate(&ram, &control, Gva(gva), access);
         assert_eq!(walked.expect("is mapped"), Gpa(gva));
     }
     for (name, selector) in [(SegmentName::Cs, 0x10), (SegmentName::Ds, 0x18)] {
