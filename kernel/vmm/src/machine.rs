@@ -7,7 +7,7 @@ use arch::addr::Gpa;
 
 use crate::board::Board;
 use crate::code::MAX_INSTRUCTION;
-use crate::cpu::{Icount, Vcpu};
+use crate::cpu::{Icount, Vcpu, Window};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
 use crate::nondet::Door;
@@ -114,6 +114,8 @@ pub struct Machine<V: Vcpu> {
     pub(crate) stop: Option<Stop>,
     /// Waiting in HLT.
     pub(crate) halted: bool,
+    /// The window that was asked of the processor.
+    pub(crate) wanted: Option<Window>,
     /// CR8: interrupts of this priority class and below wait.
     pub(crate) task_priority: u8,
     /// TSC_AUX, which only RDTSCP shows: it exits, so the register need not be in the processor.
@@ -154,6 +156,7 @@ impl<V: Vcpu> Machine<V> {
             decoded: DecodeCache::default(),
             stop: None,
             halted: false,
+            wanted: None,
             task_priority: 0,
             tsc_aux: 0,
             limit,

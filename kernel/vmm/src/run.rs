@@ -71,12 +71,16 @@ impl<V: Vcpu> Machine<V> {
             return now;
         }
         match self.board.due() {
-            Some(due) if due > now => due.min(self.limit),
+            Some(due) if due > now => {
+                self.want(None);
+                due.min(self.limit)
+            }
             Some(_) => {
                 self.deliver(now);
                 self.limit
             }
             None => {
+                self.want(None);
                 if self.halted {
                     self.stop = Some(Stop::Halted);
                 }
@@ -92,6 +96,7 @@ impl<V: Vcpu> Machine<V> {
             .pending(now)
             .filter(|event| self.above_task_priority(event));
         let Some(event) = pending else {
+            self.want(None);
             if self.halted {
                 self.stop = Some(Stop::Halted);
             }
@@ -105,13 +110,28 @@ impl<V: Vcpu> Machine<V> {
             self.halted = false;
             self.board.delivered();
             self.inject(event);
-            self.vcpu.request_window(window, false);
+            self.want(None);
         } else if self.halted {
             // Interrupts are off and only an interrupt is pending: nothing can wake it.
             self.stop = Some(Stop::Halted);
         } else {
-            self.vcpu.request_window(window, true);
+            self.want(Some(window));
         }
+    }
+
+    /// Asks for this window and for no other: one that nothing waits for any more would end every run at once.
+    #[inline]
+    fn want(&mut self, window: Option<Window>) {
+        if self.wanted == window {
+            return;
+        }
+        if let Some(old) = self.wanted {
+            self.vcpu.request_window(old, false);
+        }
+        if let Some(new) = window {
+            self.vcpu.request_window(new, true);
+        }
+        self.wanted = window;
     }
 
     fn above_task_priority(&self, event: &Event) -> bool {

@@ -11,7 +11,7 @@ use crate::profile::{Leaf, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
 use arch::msr;
-use arch::regs::{CpuState, Cr0, Cr4, Efer, Gpr, SegmentAttributes, SegmentName, Xcr0};
+use arch::regs::{CpuState, Cr0, Cr4, Efer, Gpr, SegmentAttributes, SegmentName, Shadow, Xcr0};
 use devices::test_device::spec;
 
 const CODE: u32 = 0x4000;
@@ -471,6 +471,27 @@ fn a_masked_interrupt_waits_for_its_window() {
     assert_eq!(m.vcpu.delivered, [(1, Event::interrupt(0x41))]);
     assert!(m.vcpu.wanted.is_empty());
     assert_eq!(m.board.pending(Icount(100)), None);
+}
+
+#[test]
+fn a_window_that_nothing_waits_for_any_more_is_withdrawn() {
+    let (raise, set) = out(spec::EVENT_PORT, spec::EVENT_NMI);
+    let mut m = machine(&[at(0, raise)]);
+    m.vcpu.state.gprs[Gpr::Rax] = set[0].1;
+    m.vcpu.state.shadow = Shadow::NMI;
+    m.run(&mut TestHost::default(), 1000);
+    assert_eq!(m.vcpu.wanted, [Window::Nmi]);
+    // An interrupt takes the place of the NMI, ...
+    m.vcpu.state.gprs[Gpr::Rax] = 0x41;
+    m.vcpu.script.push_back(at(0, raise));
+    m.run(&mut TestHost::default(), 1000);
+    assert_eq!(m.vcpu.wanted, [Window::Interrupt]);
+    // ... and then something that lies far ahead.
+    let (delay, _) = out(spec::DELAY_PORT, 0);
+    m.vcpu.state.gprs[Gpr::Rax] = 1000;
+    m.vcpu.script.extend([at(0, delay), at(0, raise)]);
+    m.run(&mut TestHost::default(), 1000);
+    assert!(m.vcpu.wanted.is_empty());
 }
 
 #[test]
