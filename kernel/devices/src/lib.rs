@@ -10,6 +10,8 @@ extern crate alloc;
 
 pub mod debug_console;
 pub mod fifo;
+pub mod lapic;
+pub mod message;
 pub mod pic;
 pub mod pit;
 pub mod rtc;
