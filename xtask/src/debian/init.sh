@@ -2,23 +2,16 @@
 # The first process of the Debian guest. Linux starts it with /dev/console as its terminal.
 #
 # duet.run=WORD or duet.run="SOME WORDS" on the kernel's command line is run by the shell; then the machine is
-# switched off. Without it there is a shell on the console, and the machine is switched off when that ends.
+# switched off. Without it there is a shell on the console.
 
 export PATH=/bin HOME=/root TERM=linux PS1='guest:\w# '
-/bin/busybox mkdir -p /dev /proc /sys /tmp /root
+/bin/busybox mkdir -p /dev /etc /proc /root /sys /tmp
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
-
-# Process 1 is this script, which the usual commands would ask in vain.
-for command in poweroff reboot halt; do
-    rm "/bin/$command"
-    printf '#!/bin/sh\nsync\nexec busybox %s -f\n' "$command" >"/bin/$command"
-    chmod +x "/bin/$command"
-done
 
 while read -r module; do
     insmod "/lib/modules/$module.ko" || echo "init: module $module failed"
@@ -45,11 +38,16 @@ esac
 if [ -n "$run" ]; then
     sh -c "$run"
     echo "duet.run: exit status $?"
-else
-    echo
-    echo "Linux $(uname -r) with busybox. \"exit\" or \"poweroff\" ends it."
-    echo
-    # A terminal of its own, so that Ctrl-C and job control work.
-    setsid cttyhack sh
+    sync
+    # The shell's own poweroff would ask process 1, which is this script.
+    exec busybox poweroff -f
 fi
-poweroff
+
+cat <<END
+
+Linux $(uname -r) with busybox. "poweroff" ends it.
+
+END
+# cttyhack gives the shell a terminal of its own, so that Ctrl-C and job control work.
+echo '::respawn:/bin/cttyhack /bin/sh' >/etc/inittab
+exec init
