@@ -8,10 +8,13 @@
 
 extern crate alloc;
 
+pub mod acpi_pm;
 pub mod debug_console;
 pub mod fifo;
+pub mod ioapic;
 pub mod lapic;
 pub mod message;
+pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod rtc;
