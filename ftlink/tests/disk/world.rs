@@ -26,12 +26,12 @@ const CONFIG: Config = Config {
 pub enum Bug {
     /// Reads after the first of a sector are served from the host's cache.
     CachedReads,
-    /// Writes are reported done when they are begun.
+    /// Writes are reported done a word before they land, as by a cache that is written back.
     EarlyDone,
     /// The second copy of a word is not written.
     OneCopy,
-    /// A word goes to the places that hold the word before it.
-    InPlace,
+    /// A host has one sector, which holds the word before as well.
+    OneSector,
     /// A boot does not find what its host's earlier boots have promised and accepted.
     Forgets,
 }
@@ -80,8 +80,10 @@ pub struct Host {
 /// How much may happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Budget {
-    /// Crashes, each followed by a reboot.
-    pub crashes: u8,
+    /// Crashes of each host, followed by a reboot.
+    pub crashes: [u8; 2],
+    /// Hosts crash only while they write: with a write left under way.
+    pub in_writes: bool,
     /// Torn sectors.
     pub tears: u8,
     /// Failed operations.
@@ -102,6 +104,7 @@ pub struct World {
     done: [usize; 2],
     disk: [Place; PLACES],
     stray: [Option<Write>; 2],
+    behind: [Vec<Write>; 2],
     /// What may still happen.
     pub budget: Budget,
     /// Records that answers were given from, by sequence.
@@ -178,6 +181,7 @@ impl World {
             done: [0; 2],
             disk: [Place::Torn; PLACES],
             stray: [None; 2],
+            behind: [Vec::new(), Vec::new()],
             budget,
             decided: BTreeMap::new(),
             granted: BTreeMap::from([(record.generation, member(0, 1))]),
@@ -222,13 +226,14 @@ impl World {
                 actions.push(Action::Boot(index));
                 continue;
             };
-            if self.budget.crashes > 0 {
+            if self.budget.crashes[index] > 0 && (host.writing.is_some() || !self.budget.in_writes)
+            {
                 actions.push(Action::Crash(index));
             }
             match host.writing {
                 Some(write) => {
                     actions.push(Action::Land(index));
-                    if self.budget.crashes > 0 {
+                    if self.budget.crashes[index] > 0 && !self.budget.in_writes {
                         actions.push(Action::LandAndCrash(index));
                     }
                     if !write.torn && self.budget.tears > 0 {
@@ -295,7 +300,7 @@ impl World {
 
     /// A host goes down. What it was writing becomes a stray write, unless there is one already.
     fn crash(&mut self, index: usize) -> Option<()> {
-        self.budget.crashes = self.budget.crashes.checked_sub(1)?;
+        self.budget.crashes[index] = self.budget.crashes[index].checked_sub(1)?;
         let host = self.hosts[index].take()?;
         if self.has_room(index) {
             self.stray[index] = host.writing;
@@ -352,10 +357,9 @@ impl World {
             Operation::Write(sector) => {
                 let place = place_of(sector);
                 let block = decode(place, &buffer);
-                let place = if bug == Some(Bug::InPlace) {
-                    place & !2
-                } else {
-                    place
+                let place = match bug {
+                    Some(Bug::OneSector) => place / 4 * 4,
+                    _ => place,
                 };
                 let write = Write {
                     place,
@@ -365,14 +369,23 @@ impl World {
                 if bug == Some(Bug::OneCopy) && place % 2 == 1 {
                     return self.written(index, Ok(()));
                 }
-                if bug == Some(Bug::EarlyDone) && self.stray[index].is_none() {
-                    self.stray[index] = Some(write);
+                if bug == Some(Bug::EarlyDone) {
+                    self.write_behind(index, write);
                     return self.written(index, Ok(()));
                 }
                 host.writing = Some(write);
             }
         }
         self.answered(index)
+    }
+
+    fn write_behind(&mut self, index: usize, write: Write) {
+        if write.place % 2 == 0 {
+            for write in self.behind[index].drain(..) {
+                self.disk[write.place] = Place::Whole(write.block);
+            }
+        }
+        self.behind[index].push(write);
     }
 
     /// A write fails, and may still land at any time; the arbiter does it again.

@@ -138,7 +138,7 @@ fn newest(known: &mut Option<Block>, block: Block) {
 enum Step {
     /// Nothing is to be done.
     Idle,
-    /// Reads what both hosts have written, once in a boot before its first attempt.
+    /// Reads what the peer has written, and at a boot's first attempt what this host has.
     Load,
     /// Reads what both hosts have written, for a query.
     Look,
@@ -297,19 +297,22 @@ impl DiskArbiter {
         }
     }
 
+    /// Looks before it promises: a promise below the peer's would be made for nothing.
     fn attempt(&mut self, request: Option<Request>) {
         self.served = request;
-        match &mut self.word {
-            None => self.scan(Step::Load),
-            Some(word) => {
-                self.highest = self.highest.max(word.promised.number).saturating_add(1);
-                word.promised = Ballot {
-                    number: self.highest,
-                    by: self.me,
-                };
-                self.write(Step::Promise);
-            }
-        }
+        self.scan(Step::Load);
+    }
+
+    fn promise(&mut self, word: Block) {
+        self.highest = self.highest.saturating_add(1);
+        self.word = Some(Block {
+            promised: Ballot {
+                number: self.highest,
+                by: self.me,
+            },
+            ..word
+        });
+        self.write(Step::Promise);
     }
 
     fn write(&mut self, step: Step) {
@@ -317,18 +320,27 @@ impl DiskArbiter {
         self.at = 0;
     }
 
-    /// Both halves in a load or a look; else the peer's alone, for nobody else writes this host's.
+    /// Both halves in a boot's first load and in a look; else the peer's alone, for nobody else
+    /// writes this host's.
     fn scan(&mut self, step: Step) {
         self.step = step;
         self.found = Found::default();
-        let all = matches!(step, Step::Load | Step::Look);
-        self.at = if all { 0 } else { (1 - self.half) * PLACES };
+        self.at = match self.half {
+            1 => 0,
+            _ if self.reads_both() => 0,
+            _ => PLACES,
+        };
+    }
+
+    fn reads_both(&self) -> bool {
+        self.step == Step::Look || (self.step == Step::Load && self.word.is_none())
     }
 
     fn scan_end(&self) -> u8 {
-        match (self.step, self.half) {
-            (Step::Load | Step::Look, _) | (_, 0) => 2 * PLACES,
-            _ => PLACES,
+        if self.half == 0 || self.reads_both() {
+            2 * PLACES
+        } else {
+            PLACES
         }
     }
 
@@ -396,20 +408,21 @@ impl DiskArbiter {
 
     /// The first attempt of a boot goes on from what both hosts, and its own earlier boots, have left.
     fn loaded(&mut self, found: &Found) {
+        if let Some(word) = self.word {
+            return self.promise(word);
+        }
         let (Some(accepted), Some((own, place)), [true, true]) =
             (found.accepted, found.own, found.halves)
         else {
             return self.refuse(Refusal::NoRecord);
         };
-        self.word = Some(Block {
-            promised: own.promised,
-            ..accepted
-        });
         self.upper = place % PLACES < COPIES;
         // One number is left to what an earlier boot may still be writing.
         self.highest = self.highest.saturating_add(1);
-        let served = self.served;
-        self.attempt(served);
+        self.promise(Block {
+            promised: own.promised,
+            ..accepted
+        });
     }
 
     /// A query is answered with what is known to be decided. What stays undecided from one query to
