@@ -6,6 +6,7 @@ mod dsdt;
 mod tests;
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
@@ -17,68 +18,32 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use arch::addr::Gpa;
+use devices::acpi_pm::spec as pm;
+use devices::pci::spec as pci;
+use devices::{ioapic, lapic, rtc};
+
+use crate::config::MAX_MEMORY_MIB;
 
 /// Where the tables lie: the BIOS area, which kernels search for the RSDP. Memory maps reserve it.
 pub const BASE: u64 = 0xf_0000;
 /// First byte behind that area.
 pub const END: u64 = 0x10_0000;
 
-/// Where things are in the guest machine, as the tables describe it.
-pub mod spec {
-    /// First guest physical address that is never RAM; devices and PCI functions from here on.
-    pub const MMIO_BASE: u64 = 0xc000_0000;
-    /// PCI functions are placed from [`MMIO_BASE`] up to, and not including, this address.
-    pub const MMIO_END: u64 = 0xe000_0000;
-    /// PCI configuration space of all buses, 1 MiB each.
-    pub const ECAM_BASE: u64 = MMIO_END;
-    /// Last bus with configuration space.
-    pub const LAST_BUS: u8 = 255;
-    /// First byte behind the PCI configuration space.
-    pub const ECAM_END: u64 = ECAM_BASE + ((LAST_BUS as u64 + 1) << 20);
-    /// Registers of the I/O APIC, whose first pin is GSI 0.
-    pub const IOAPIC_BASE: u32 = 0xfec0_0000;
-    /// Registers of the local APIC.
-    pub const LAPIC_BASE: u32 = 0xfee0_0000;
+/// PCI configuration space of the one bus.
+pub const ECAM: Range<u64> = pci::ECAM..pci::ECAM + pci::ECAM_BYTES;
 
-    /// PM1a event block: status, then enable register, 16 bits each.
-    pub const PM1_EVENT_PORT: u16 = 0x600;
-    /// PM1a control register, 16 bits.
-    pub const PM1_CONTROL_PORT: u16 = 0x604;
-    /// Power-management timer, 32 bits.
-    pub const PM_TIMER_PORT: u16 = 0x608;
-    /// General-purpose event block 0: status, then enable registers.
-    pub const GPE0_PORT: u16 = 0x620;
-    /// Bytes of that block.
-    pub const GPE0_BYTES: u8 = 16;
-    /// The system control interrupt's ISA line and GSI: level, active high.
-    pub const SCI: u8 = 9;
-    /// SLP_TYP of state S5.
-    pub const S5_SLEEP_TYPE: u8 = 0;
-    /// Reset register.
-    pub const RESET_PORT: u16 = 0xcf9;
-    /// Written there it resets the machine.
-    pub const RESET_VALUE: u8 = 6;
-    /// CMOS index of the century.
-    pub const RTC_CENTURY: u8 = 0x32;
-    /// The GSI of the timer, which is ISA line 0.
-    pub const PIT_GSI: u8 = 2;
-    /// GSI of the first of four PCI interrupt lines.
-    pub const PCI_FIRST_GSI: u32 = 16;
-
-    /// The GSI of a PCI function's interrupt pin (0 is INTA) in slot `device` of bus 0: level, active low.
-    #[must_use]
-    pub const fn pci_gsi(device: u8, pin: u8) -> u32 {
-        PCI_FIRST_GSI + (device as u32 + pin as u32) % 4
-    }
+/// The I/O APIC's pin for an interrupt pin (0 is INTA) of a device on the PCI bus: level, active low.
+#[must_use]
+pub const fn pci_pin(device: u8, pin: u8) -> u8 {
+    pci::INTERRUPT_PIN + device.wrapping_add(pin) % 4
 }
 
-const _: () = assert!(crate::config::MAX_MEMORY_MIB << 20 <= spec::MMIO_BASE);
+const _: () = assert!(MAX_MEMORY_MIB << 20 <= pci::ECAM);
 
 const OEM: [u8; 6] = *b"DUET  ";
 const OEM_TABLE: [u8; 8] = *b"DUETVM  ";
 const OEM_REVISION: u32 = 1;
 
-const HEADER_BYTES: u32 = 36;
 /// Tables start at multiples of this; the FACS requires it.
 const ALIGNMENT: usize = 64;
 
@@ -103,7 +68,7 @@ pub fn at(base: u64) -> Tables {
     let fadt = area.append_aml(&fadt(dsdt, facs).finalize());
     let madt = area.append(madt().as_slice());
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
-    mcfg.add_ecam(spec::ECAM_BASE, 0, 0, spec::LAST_BUS);
+    mcfg.add_ecam(pci::ECAM, 0, 0, 0);
     let mcfg = area.append_aml(&mcfg);
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     for table in [fadt, madt, mcfg] {
@@ -144,9 +109,28 @@ impl Area {
     }
 }
 
-/// Registers in I/O space, `bits` in all.
-fn port(address: u16, bits: u8, access: AccessSize) -> GAS {
-    GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(address))
+/// A table of this machine with nothing in it.
+fn table(signature: [u8; 4], revision: u8) -> Sdt {
+    const HEADER_BYTES: u32 = 36;
+    Sdt::new(
+        signature,
+        HEADER_BYTES,
+        revision,
+        OEM,
+        OEM_TABLE,
+        OEM_REVISION,
+    )
+}
+
+/// Registers in I/O space.
+fn ports(first: u16, bytes: u8, access: AccessSize) -> GAS {
+    GAS::new(
+        AddressSpace::SystemIo,
+        8 * bytes,
+        0,
+        access,
+        u64::from(first),
+    )
 }
 
 /// Fixed hardware (5.2.9). There is no SMI command port: the machine is always in ACPI mode.
@@ -158,6 +142,10 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
     // Latencies that say: no C2, no C3.
     const NO_C2: u16 = 101;
     const NO_C3: u16 = 1001;
+    const EVENT_BYTES: u8 = 4;
+    const CONTROL_BYTES: u8 = 2;
+    const TIMER_BYTES: u8 = 4;
+    const GENERAL_BYTES: u8 = 4;
 
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
@@ -171,29 +159,25 @@ fn fadt(dsdt: u64, facs: u64) -> FADTBuilder {
     // Both, and equal: old kernels know only the first.
     fadt.dsdt = (dsdt as u32).into();
     fadt.x_dsdt = dsdt.into();
-    fadt.sci_int = u16::from(spec::SCI).into();
-    fadt.pm1a_evt_blk = u32::from(spec::PM1_EVENT_PORT).into();
-    fadt.pm1_evt_len = 4;
-    fadt.x_pm1a_evt_blk = port(spec::PM1_EVENT_PORT, 32, AccessSize::WordAccess);
-    fadt.pm1a_cnt_blk = u32::from(spec::PM1_CONTROL_PORT).into();
-    fadt.pm1_cnt_len = 2;
-    fadt.x_pm1a_cnt_blk = port(spec::PM1_CONTROL_PORT, 16, AccessSize::WordAccess);
-    fadt.pm_tmr_blk = u32::from(spec::PM_TIMER_PORT).into();
-    fadt.pm_tmr_len = 4;
-    fadt.x_pm_tmr_blk = port(spec::PM_TIMER_PORT, 32, AccessSize::DwordAccess);
-    fadt.gpe0_blk = u32::from(spec::GPE0_PORT).into();
-    fadt.gpe0_blk_len = spec::GPE0_BYTES;
-    fadt.x_gpe0_blk = port(
-        spec::GPE0_PORT,
-        8 * spec::GPE0_BYTES,
-        AccessSize::ByteAccess,
-    );
+    fadt.sci_int = u16::from(pm::IRQ).into();
+    fadt.pm1a_evt_blk = u32::from(pm::EVENT_PORT).into();
+    fadt.pm1_evt_len = EVENT_BYTES;
+    fadt.x_pm1a_evt_blk = ports(pm::EVENT_PORT, EVENT_BYTES, AccessSize::WordAccess);
+    fadt.pm1a_cnt_blk = u32::from(pm::CONTROL_PORT).into();
+    fadt.pm1_cnt_len = CONTROL_BYTES;
+    fadt.x_pm1a_cnt_blk = ports(pm::CONTROL_PORT, CONTROL_BYTES, AccessSize::WordAccess);
+    fadt.pm_tmr_blk = u32::from(pm::TIMER_PORT).into();
+    fadt.pm_tmr_len = TIMER_BYTES;
+    fadt.x_pm_tmr_blk = ports(pm::TIMER_PORT, TIMER_BYTES, AccessSize::DwordAccess);
+    fadt.gpe0_blk = u32::from(pm::GENERAL_PORT).into();
+    fadt.gpe0_blk_len = GENERAL_BYTES;
+    fadt.x_gpe0_blk = ports(pm::GENERAL_PORT, GENERAL_BYTES, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
-    fadt.century = spec::RTC_CENTURY;
+    fadt.century = rtc::spec::CENTURY;
     fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA | NO_ASPM).into();
-    fadt.reset_reg = port(spec::RESET_PORT, 8, AccessSize::ByteAccess);
-    fadt.reset_value = spec::RESET_VALUE;
+    fadt.reset_reg = ports(pm::RESET_PORT, 1, AccessSize::ByteAccess);
+    fadt.reset_value = pm::RESET_VALUE;
     fadt
 }
 
@@ -203,22 +187,19 @@ fn madt() -> Sdt {
     const PCAT_COMPATIBLE: u32 = 1 << 0;
     const LEVEL_ACTIVE_HIGH: u16 = 0xd;
     const ALL_PROCESSORS: u8 = 0xff;
+    // The 8254 is where the 8259A pair's cascade would be.
+    const TIMER_LINE: u8 = 0;
+    const TIMER_PIN: u8 = 2;
     let mut entries = Vec::new();
     ProcessorLocalApic::new(0, 0, EnabledStatus::Enabled).to_aml_bytes(&mut entries);
-    IoApic::new(0, spec::IOAPIC_BASE, 0).to_aml_bytes(&mut entries);
-    entries.extend(source_override(0, spec::PIT_GSI, 0));
-    entries.extend(source_override(spec::SCI, spec::SCI, LEVEL_ACTIVE_HIGH));
+    IoApic::new(0, ioapic::spec::ADDRESS as u32, 0).to_aml_bytes(&mut entries);
+    entries.extend(source_override(TIMER_LINE, TIMER_PIN, 0));
+    entries.extend(source_override(pm::IRQ, pm::IRQ, LEVEL_ACTIVE_HIGH));
     // 5.2.12.7: LINT1 of every local APIC is the NMI input.
     entries.extend([4, 6, ALL_PROCESSORS, 0, 0, 1]);
-    let mut table = Sdt::new(
-        *b"APIC",
-        HEADER_BYTES,
-        REVISION,
-        OEM,
-        OEM_TABLE,
-        OEM_REVISION,
-    );
-    table.append_slice(&spec::LAPIC_BASE.to_le_bytes());
+    let mut table = table(*b"APIC", REVISION);
+    let lapic = lapic::spec::ADDRESS as u32;
+    table.append_slice(&lapic.to_le_bytes());
     table.append_slice(&PCAT_COMPATIBLE.to_le_bytes());
     table.append_slice(&entries);
     table

@@ -15,6 +15,7 @@ use arch::regs::{
 use self::boot_params::Handover;
 use self::header::{BzImage, Entry};
 use super::{Cause, GuestFiles, LoadError, find, named, place};
+use crate::config::MAX_MEMORY_MIB;
 use crate::memory::GuestMemory;
 use crate::tables;
 
@@ -118,10 +119,10 @@ fn kernel_into<'a, M: GuestMemory>(
     cmdline: &str,
     memory: &mut M,
 ) -> Result<BzImage<'a>, Cause> {
-    if memory.size() > tables::spec::MMIO_BASE {
+    if memory.size() > MAX_MEMORY_MIB << 20 {
         return Err(Cause::TooMuchMemory {
             memory: memory.size(),
-            limit: tables::spec::MMIO_BASE,
+            limit: MAX_MEMORY_MIB << 20,
         });
     }
     let image = BzImage::parse(file)?;

@@ -10,14 +10,18 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{HEADER_BYTES, OEM, OEM_REVISION, OEM_TABLE, spec};
+use devices::acpi_pm::spec::SLEEP_TYPE_OFF;
+use devices::pci::spec as pci;
+use devices::rtc::spec as rtc;
+use devices::uart::spec as uart;
+
+use super::pci_pin;
 
 /// Two, because integers have 64 bits from there on.
 const REVISION: u8 = 2;
 
-const CONFIG_ADDRESS: u16 = 0xcf8;
+/// Ports of configuration mechanism #1.
 const CONFIG_PORTS: u8 = 8;
-const PCI_SLOTS: u8 = 32;
 const PCI_PINS: u8 = 4;
 
 /// The table.
@@ -28,18 +32,11 @@ pub(super) fn table() -> Sdt {
     processor(&mut devices);
     pci_root(&mut devices);
     reserved(&mut devices);
-    serial("COM1", 1, 0x3f8, 4, &mut devices);
-    serial("COM2", 2, 0x2f8, 3, &mut devices);
+    serial("COM1", 1, uart::COM1_PORT, uart::COM1_IRQ, &mut devices);
+    serial("COM2", 2, uart::COM2_PORT, uart::COM2_IRQ, &mut devices);
     clock(&mut devices);
     code.extend(Scope::raw(Path::new("\\_SB_"), devices));
-    let mut table = Sdt::new(
-        *b"DSDT",
-        HEADER_BYTES,
-        REVISION,
-        OEM,
-        OEM_TABLE,
-        OEM_REVISION,
-    );
+    let mut table = super::table(*b"DSDT", REVISION);
     table.append_slice(&code);
     table
 }
@@ -50,7 +47,7 @@ fn name(path: &str, value: &dyn Aml) -> Name {
 
 /// What is written to the PM1 control register to switch the machine off (7.4.2).
 fn sleep_state_s5(code: &mut Vec<u8>) {
-    let kind = spec::S5_SLEEP_TYPE;
+    let kind = SLEEP_TYPE_OFF;
     let values = Package::new(alloc::vec![&kind, &kind, &ZERO, &ZERO]);
     name("\\_S5_", &values).to_aml_bytes(code);
 }
@@ -66,31 +63,27 @@ fn processor(devices: &mut Vec<u8>) {
 
 /// The root of the PCI hierarchy: what it decodes, and where its interrupt lines go.
 fn pci_root(devices: &mut Vec<u8>) {
-    let buses = AddressSpace::new_bus_number(0, u16::from(spec::LAST_BUS));
-    let config = IO::new(CONFIG_ADDRESS, CONFIG_ADDRESS, 1, CONFIG_PORTS);
-    let low_ports = AddressSpace::new_io(0, CONFIG_ADDRESS - 1, None);
-    let high_ports = AddressSpace::new_io(CONFIG_ADDRESS + u16::from(CONFIG_PORTS), u16::MAX, None);
-    let memory = AddressSpace::new_memory(
+    let buses = AddressSpace::<u16>::new_bus_number(0, 0);
+    let config = IO::new(pci::ADDRESS_PORT, pci::ADDRESS_PORT, 1, CONFIG_PORTS);
+    let last_port = pci::IO_PORT + (pci::IO_PORTS - 1);
+    let ports = AddressSpace::<u16>::new_io(pci::IO_PORT, last_port, None);
+    let last_byte = pci::MEMORY + (pci::MEMORY_BYTES - 1);
+    let memory = AddressSpace::<u32>::new_memory(
         AddressSpaceCacheable::NotCacheable,
         true,
-        spec::MMIO_BASE as u32,
-        (spec::MMIO_END - 1) as u32,
+        pci::MEMORY as u32,
+        last_byte as u32,
         None,
     );
-    let resources = ResourceTemplate::new(alloc::vec![
-        &buses,
-        &config,
-        &low_ports,
-        &high_ports,
-        &memory
-    ]);
+    let resources = ResourceTemplate::new(alloc::vec![&buses, &config, &ports, &memory]);
     let mut routes = PackageBuilder::new();
-    for device in 0..PCI_SLOTS {
+    for device in 0..pci::DEVICES as u8 {
         for pin in 0..PCI_PINS {
-            // 6.2.13: all functions of the slot, the pin, no link device, the GSI.
-            let slot = u32::from(device) << 16 | 0xffff;
-            let gsi = spec::pci_gsi(device, pin);
-            routes.add_element(&Package::new(alloc::vec![&slot, &pin, &ZERO, &gsi]));
+            // 6.2.13: all functions of the device, the pin, no link device, the GSI, which is the pin of
+            // the only I/O APIC.
+            let address = u32::from(device) << 16 | 0xffff;
+            let gsi = pci_pin(device, pin);
+            routes.add_element(&Package::new(alloc::vec![&address, &pin, &ZERO, &gsi]));
         }
     }
     Device::new(
@@ -135,8 +128,7 @@ fn operating_system_capabilities() -> OwnedAml {
 
 /// The PCI configuration space, which no device of its own decodes.
 fn reserved(devices: &mut Vec<u8>) {
-    let base = spec::ECAM_BASE as u32;
-    let length = (spec::ECAM_END - spec::ECAM_BASE) as u32;
+    let (base, length) = (pci::ECAM as u32, pci::ECAM_BYTES as u32);
     Device::new(
         Path::new("MBRD"),
         alloc::vec![
@@ -151,8 +143,8 @@ fn reserved(devices: &mut Vec<u8>) {
     .to_aml_bytes(devices);
 }
 
-/// A 16550 at 8 ports, with an ISA interrupt line.
-fn serial(path: &str, number: u8, port: u16, line: u32, devices: &mut Vec<u8>) {
+/// A 16550 with an ISA interrupt line.
+fn serial(path: &str, number: u8, port: u16, line: u8, devices: &mut Vec<u8>) {
     Device::new(
         Path::new(path),
         alloc::vec![
@@ -160,7 +152,10 @@ fn serial(path: &str, number: u8, port: u16, line: u32, devices: &mut Vec<u8>) {
             &name("_UID", &number),
             &name(
                 "_CRS",
-                &ResourceTemplate::new(alloc::vec![&IO::new(port, port, 1, 8), &isa_line(line)]),
+                &ResourceTemplate::new(alloc::vec![
+                    &IO::new(port, port, 1, uart::PORTS as u8),
+                    &isa_line(line)
+                ]),
             ),
         ],
     )
@@ -175,7 +170,10 @@ fn clock(devices: &mut Vec<u8>) {
             &name("_HID", &EISAName::new("PNP0B00")),
             &name(
                 "_CRS",
-                &ResourceTemplate::new(alloc::vec![&IO::new(0x70, 0x70, 1, 2), &isa_line(8)]),
+                &ResourceTemplate::new(alloc::vec![
+                    &IO::new(rtc::INDEX_PORT, rtc::INDEX_PORT, 1, 2),
+                    &isa_line(rtc::IRQ)
+                ]),
             ),
         ],
     )
@@ -183,8 +181,8 @@ fn clock(devices: &mut Vec<u8>) {
 }
 
 /// Edge, active high, not shared.
-fn isa_line(line: u32) -> Interrupt {
-    Interrupt::new(true, true, false, false, line)
+fn isa_line(line: u8) -> Interrupt {
+    Interrupt::new(true, true, false, false, u32::from(line))
 }
 
 /// Byte code made before.

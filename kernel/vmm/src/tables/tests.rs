@@ -108,10 +108,10 @@ fn fixed_hardware_is_where_it_answers() {
     let fadt = placed.listed(b"FACP");
     // Each block: its 32-bit address, its length in bytes, its generic address.
     for (old, length, new, address, bytes) in [
-        (56, 88, 148, spec::PM1_EVENT_PORT, 4),
-        (64, 89, 172, spec::PM1_CONTROL_PORT, 2),
-        (76, 91, 208, spec::PM_TIMER_PORT, 4),
-        (80, 92, 220, spec::GPE0_PORT, spec::GPE0_BYTES),
+        (56, 88, 148, 0x600_u16, 4),
+        (64, 89, 172, 0x604, 2),
+        (76, 91, 208, 0x608, 4),
+        (80, 92, 220, 0x620, 4),
     ] {
         assert_eq!(u32_at(fadt, old), u32::from(address));
         assert_eq!(fadt[length], bytes);
@@ -167,11 +167,11 @@ fn configuration_space_is_announced_and_reserved() {
     let mcfg = placed.listed(b"MCFG");
     assert_eq!(mcfg.len(), 60);
     assert_eq!(u64_at(mcfg, 44), 0xe000_0000);
-    assert_eq!((u16_at(mcfg, 52), mcfg[54], mcfg[55]), (0, 0, 255));
+    assert_eq!((u16_at(mcfg, 52), mcfg[54], mcfg[55]), (0, 0, 0));
     // Memory32Fixed (6.4.3.4): read-write, base, length.
     let mut fixed = alloc::vec![0x86, 9, 0, 1];
     fixed.extend(0xe000_0000_u32.to_le_bytes());
-    fixed.extend(0x1000_0000_u32.to_le_bytes());
+    fixed.extend(0x10_0000_u32.to_le_bytes());
     assert_eq!(occurrences(placed.dsdt(), &fixed), 1);
 }
 
@@ -179,7 +179,7 @@ fn configuration_space_is_announced_and_reserved() {
 fn the_definition_block_has_power_off_and_the_devices() {
     let placed = Placed::new(BASE);
     let dsdt = placed.dsdt();
-    let kind = spec::S5_SLEEP_TYPE;
+    let kind = 5;
     assert_eq!(soft_off(dsdt), Some(SoftOff { a: kind, b: kind }));
     // EISA identifiers (19.3.4): PNP0A08, PNP0A03, PNP0C02, PNP0B00, and PNP0501 twice.
     for (low, high, times) in [
@@ -197,6 +197,20 @@ fn the_definition_block_has_power_off_and_the_devices() {
         let resource = [0x47, 1, low, high, low, high, 1, ports];
         assert_eq!(occurrences(dsdt, &resource), 1, "port {port:#x}");
     }
+    // Windows of the PCI root (6.4.3.5): one bus, ports, memory; each with limits and length.
+    let windows: [&[u8]; 3] = [
+        &[0x88, 13, 0, 2, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+        &[
+            0x88, 13, 0, 1, 12, 3, 0, 0, 0, 0xc0, 0xff, 0xff, 0, 0, 0, 0x40,
+        ],
+        &[
+            0x87, 23, 0, 0, 12, 1, 0, 0, 0, 0, 0, 0, 0, 0xf0, 0xff, 0xff, 0xbf, 0xfe, 0, 0, 0, 0,
+            0, 0, 0xc0, 0x0e,
+        ],
+    ];
+    for window in windows {
+        assert_eq!(occurrences(dsdt, window), 1, "{window:x?}");
+    }
     for line in [4, 3, 8] {
         let interrupt = [0x89, 6, 0, 3, 1, line, 0, 0, 0];
         assert_eq!(occurrences(dsdt, &interrupt), 1, "line {line}");
@@ -210,9 +224,9 @@ fn every_pin_of_every_slot_has_a_route() {
     let mut lines = [0; 4];
     for device in 1..32_u8 {
         for pin in 0..4_u8 {
-            let gsi = spec::pci_gsi(device, pin);
-            assert_eq!(gsi, 16 + (u32::from(device) + u32::from(pin)) % 4);
-            lines[gsi as usize - 16] += 1;
+            let gsi = pci_pin(device, pin);
+            assert_eq!(gsi, 16 + (device + pin) % 4);
+            lines[usize::from(gsi) - 16] += 1;
             // A package of four: address, pin, no link, GSI; 0 and 1 have encodings of their own.
             let mut route = alloc::vec![4, 0x0c, 0xff, 0xff, device, 0];
             route.extend_from_slice(match pin {
@@ -221,7 +235,7 @@ fn every_pin_of_every_slot_has_a_route() {
                 2 => &[0x0a, 2],
                 _ => &[0x0a, 3],
             });
-            route.extend([0, 0x0a, gsi as u8]);
+            route.extend([0, 0x0a, gsi]);
             assert_eq!(occurrences(dsdt, &route), 1, "slot {device} pin {pin}");
         }
     }

@@ -64,13 +64,12 @@ fn put_u32(page: &mut [u8], at: usize, value: u64) {
 
 /// Ranges from first byte to the one behind the last, with their kind; ascending, none empty.
 fn memory_map(memory: u64) -> Vec<(u64, u64, u32)> {
-    let (ecam, ecam_end) = (tables::spec::ECAM_BASE, tables::spec::ECAM_END);
     let ranges = [
         (0, LOW_END.min(memory), RAM),
         (LOW_END, LOW_RESERVED_END, RESERVED),
         (tables::BASE, tables::END, RESERVED),
         (HIGH_START, memory, RAM),
-        (ecam, ecam_end, RESERVED),
+        (tables::ECAM.start, tables::ECAM.end, RESERVED),
     ];
     ranges.into_iter().filter(|(s, e, _)| s < e).collect()
 }

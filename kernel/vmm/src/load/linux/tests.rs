@@ -145,7 +145,7 @@ fn the_memory_map_is_ram_without_the_places_that_are_taken() {
         (0x9_fc00, 0x400, 2),
         (0xf_0000, 0x1_0000, 2),
         (0x10_0000, RAM_BYTES as u64 - 0x10_0000, 1),
-        (0xe000_0000, 0x1000_0000, 2),
+        (0xe000_0000, 0x10_0000, 2),
     ];
     assert_eq!(map, expected);
 }
