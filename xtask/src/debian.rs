@@ -6,6 +6,7 @@
 mod initrd;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -50,13 +51,28 @@ pub struct Debian {
 ///
 /// Not a Debian system, no network, or packages that are not as expected.
 pub fn prepare() -> Result<Debian> {
-    let directory = output("debian")?;
-    let packages = directory.join("packages");
-    if find_packages(&packages).is_err() {
-        fetch(&directory, &packages)?;
+    prepare_in(&output("debian")?, fetch)
+}
+
+/// The same in `directory`; `fetch` downloads the packages into the directory it is given.
+fn prepare_in(directory: &Path, fetch: impl FnOnce(&Path) -> Result<()>) -> Result<Debian> {
+    // Until it returns, other runs wait: they will find everything made.
+    let lock = File::create(directory.join("lock")).context("cannot lock")?;
+    lock.lock().context("cannot lock")?;
+    let kept = directory.join("packages");
+    let from_kept = find_packages(&kept).and_then(|packages| make(directory, &packages));
+    if from_kept.is_ok() {
+        return from_kept;
     }
-    let packages = find_packages(&packages)?;
-    make(&directory, &packages)
+    // Missing, or damaged.
+    let fresh = tempfile::tempdir_in(directory)?;
+    fetch(fresh.path())?;
+    if kept.exists() {
+        std::fs::remove_dir_all(&kept)?;
+    }
+    std::fs::rename(fresh.path(), &kept)
+        .with_context(|| format!("cannot create {}", kept.display()))?;
+    make(directory, &find_packages(&kept)?)
 }
 
 /// The command line that runs `command` in the guest's shell and switches it off.
@@ -98,8 +114,8 @@ fn find_packages(directory: &Path) -> Result<Packages> {
     })
 }
 
-/// Downloads the packages into a directory that then becomes `packages`.
-fn fetch(directory: &Path, packages: &Path) -> Result<()> {
+/// Downloads the packages.
+fn fetch(into: &Path) -> Result<()> {
     for tool in ["/usr/bin/apt-get", "/usr/bin/dpkg-deb"] {
         if !Path::new(tool).exists() {
             bail!(
@@ -107,7 +123,6 @@ fn fetch(directory: &Path, packages: &Path) -> Result<()> {
             );
         }
     }
-    let fresh = tempfile::tempdir_in(directory)?;
     let download = || {
         let kernel = kernel_package(&output_of(
             Command::new("apt-cache").args(["depends", METAPACKAGE]),
@@ -115,7 +130,7 @@ fn fetch(directory: &Path, packages: &Path) -> Result<()> {
         progress::quietly(
             &format!("downloading {kernel} and {BUSYBOX}"),
             apt_get()
-                .current_dir(fresh.path())
+                .current_dir(into)
                 .args(["download", &kernel, BUSYBOX]),
         )
     };
@@ -130,16 +145,7 @@ fn fetch(directory: &Path, packages: &Path) -> Result<()> {
             .and_then(|()| download())
             .context(hint)?;
     }
-    find_packages(fresh.path())?;
-    if find_packages(packages).is_ok() {
-        // Another run was faster.
-        return Ok(());
-    }
-    if packages.exists() {
-        std::fs::remove_dir_all(packages)?;
-    }
-    std::fs::rename(fresh.path(), packages)
-        .with_context(|| format!("cannot create {}", packages.display()))
+    Ok(())
 }
 
 /// The package of the kernel among what `apt-cache depends` says of the metapackage.
@@ -208,13 +214,15 @@ fn unpack(
         .arg("--fsys-tarfile")
         .arg(package)
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .context("cannot start dpkg-deb")?;
     let stream = child.stdout.take().context("dpkg-deb without output")?;
     let files = select(stream, wanted);
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("dpkg-deb cannot read {}: {status}", package.display());
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("{}: {}", package.display(), text.trim());
     }
     files.with_context(|| package.display().to_string())
 }
@@ -294,6 +302,23 @@ mod tests {
         std::fs::write(&busybox, "").unwrap();
         let found = find_packages(directory.path()).unwrap();
         assert_eq!(found, Packages { kernel, busybox });
+    }
+
+    #[test]
+    fn damaged_packages_are_downloaded_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = directory.path().join("packages");
+        std::fs::create_dir(&kept).unwrap();
+        for name in ["linux-image-6_amd64.deb", "busybox-static_1_amd64.deb"] {
+            std::fs::write(kept.join(name), "no package").unwrap();
+        }
+        let no_network = |_: &Path| -> Result<()> { bail!("no network") };
+        let error = prepare_in(directory.path(), no_network).unwrap_err();
+        assert_eq!(error.to_string(), "no network");
+        assert!(kept.exists(), "kept until there is something better");
+        let incomplete = |into: &Path| Ok(std::fs::write(into.join("other.deb"), "")?);
+        let error = prepare_in(directory.path(), incomplete).unwrap_err();
+        assert_eq!(error.to_string(), "no linux-image- package");
     }
 
     #[test]
