@@ -9,6 +9,7 @@
 extern crate alloc;
 
 pub mod acpi_pm;
+pub mod chipset;
 pub mod debug_console;
 pub mod fifo;
 pub mod ioapic;

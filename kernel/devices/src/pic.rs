@@ -63,10 +63,10 @@ struct Chip {
 }
 
 impl Chip {
-    /// As firmware leaves it: initialized, everything masked.
-    const fn new(vector: u8, level_capable: u8) -> Self {
+    /// Initialized while its lines were as `lines` says, everything masked.
+    const fn new(lines: u8, vector: u8, level_capable: u8) -> Self {
         Self {
-            lines: 0,
+            lines,
             requests: 0,
             in_service: 0,
             mask: 0xff,
@@ -139,14 +139,13 @@ impl Chip {
     fn write_command(&mut self, value: u8) {
         if value & spec::ICW1 != 0 {
             *self = Self {
-                lines: self.lines,
                 // An edge has to be seen anew.
                 requests: self.lines & self.level,
                 mask: 0,
                 level: self.level,
                 expected: Expected::Vector,
                 icw1: value,
-                ..Self::new(self.vector, self.level_capable)
+                ..Self::new(self.lines, self.vector, self.level_capable)
             };
         } else if value & spec::OCW3 != 0 {
             self.poll = value & spec::OCW3_POLL != 0;
@@ -221,17 +220,19 @@ pub struct Pic {
 
 const CASCADE_BIT: u8 = 1 << spec::CASCADE;
 
-impl Default for Pic {
-    fn default() -> Self {
+impl Pic {
+    /// The pair as firmware leaves it: vectors 0x08 and 0x70, everything masked. Lines that were high before
+    /// made no request.
+    #[must_use]
+    pub const fn new(lines: u16) -> Self {
+        let [low, high] = lines.to_le_bytes();
         Self {
-            master: Chip::new(0x08, spec::LEVEL_CAPABLE[0]),
-            slave: Chip::new(0x70, spec::LEVEL_CAPABLE[1]),
-            lines: 0,
+            master: Chip::new(low & !CASCADE_BIT, 0x08, spec::LEVEL_CAPABLE[0]),
+            slave: Chip::new(high, 0x70, spec::LEVEL_CAPABLE[1]),
+            lines,
         }
     }
-}
 
-impl Pic {
     /// The levels of the 16 interrupt lines; line 2 does not exist.
     pub fn set_lines(&mut self, lines: u16) {
         self.lines = lines;

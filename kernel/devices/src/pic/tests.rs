@@ -9,7 +9,7 @@ const DISK: u16 = 1 << 14;
 
 /// Linux's init_8259A(): vectors 0x30 and 0x38, then everything unmasked.
 fn linux(auto_eoi: bool) -> Pic {
-    let mut pic = Pic::default();
+    let mut pic = Pic::new(0);
     let mode = if auto_eoi { 0x03 } else { 0x01 };
     for (port, value) in [
         (0x21, 0xff),
@@ -35,9 +35,19 @@ fn raise(pic: &mut Pic, lines: u16) {
 }
 
 #[test]
+fn a_line_high_from_the_start_makes_no_request() {
+    let mut pic = Pic::new(TIMER | CLOCK);
+    pic.write(0x21, 0x00);
+    pic.set_lines(TIMER | CLOCK);
+    assert_eq!(pic.read(0x20), Some(0x00));
+    raise(&mut pic, TIMER);
+    assert_eq!(pic.acknowledge(), 0x08);
+}
+
+#[test]
 fn linux_finds_the_chips() {
     // probe_8259A(): the mask register keeps what is written, initialized or not.
-    let mut pic = Pic::default();
+    let mut pic = Pic::new(0);
     pic.write(0xa1, 0xff);
     pic.write(0x21, 0xfb);
     assert_eq!(pic.read(0x21), Some(0xfb));

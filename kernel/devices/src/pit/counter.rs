@@ -84,9 +84,11 @@ pub(super) struct Counter {
 }
 
 impl Counter {
+    /// Power-on leaves the mode open. This one rests with the output high, so that programming a rate makes
+    /// no edge of its own.
     pub(super) const fn new(gate: bool) -> Self {
         Self {
-            mode: mode::TERMINAL_COUNT,
+            mode: mode::RATE,
             bcd: false,
             bytes: Bytes::Both,
             gate,
