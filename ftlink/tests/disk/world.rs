@@ -47,14 +47,8 @@ pub enum Violation {
     Outdated,
 }
 
-/// What a place holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
-    /// A word.
-    Whole(Block),
-    /// Neither the old word nor the new one.
-    Torn,
-}
+/// What a place holds; none where it is torn, neither the old word nor the new one.
+type Place = Option<Block>;
 
 /// A write on its way to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -179,7 +173,7 @@ impl World {
             hosts: [None, None],
             boots: [0; 2],
             done: [0; 2],
-            disk: [Place::Torn; PLACES],
+            disk: [None; PLACES],
             stray: [None; 2],
             behind: [Vec::new(), Vec::new()],
             budget,
@@ -191,7 +185,7 @@ impl World {
         };
         for (sector, bytes) in format(&record) {
             let place = place_of(sector);
-            world.disk[place] = Place::Whole(decode(place, &bytes));
+            world.disk[place] = Some(decode(place, &bytes));
         }
         world.boot(0);
         world.boot(1);
@@ -267,12 +261,12 @@ impl World {
             }
             Action::Land(host) => {
                 let write = self.hosts[host].as_mut()?.writing.take()?;
-                self.disk[write.place] = Place::Whole(write.block);
+                self.disk[write.place] = Some(write.block);
                 self.written(host, Ok(()))
             }
             Action::LandAndCrash(host) => {
                 let write = self.hosts[host].as_mut()?.writing.take()?;
-                self.disk[write.place] = Place::Whole(write.block);
+                self.disk[write.place] = Some(write.block);
                 self.crash(host)
             }
             Action::Crash(host) => self.crash(host),
@@ -282,7 +276,7 @@ impl World {
             }
             Action::StrayLands(host) => {
                 let write = self.stray[host].take()?;
-                self.disk[write.place] = Place::Whole(write.block);
+                self.disk[write.place] = Some(write.block);
                 Some(())
             }
             Action::StrayTears(host) => {
@@ -294,7 +288,7 @@ impl World {
 
     fn tear(&mut self, place: usize) -> Option<()> {
         self.budget.tears = self.budget.tears.checked_sub(1)?;
-        self.disk[place] = Place::Torn;
+        self.disk[place] = None;
         Some(())
     }
 
@@ -344,7 +338,7 @@ impl World {
                     found = *host.cache[place].get_or_insert(found);
                 }
                 if bug == Some(Bug::Forgets) && place / 4 == index {
-                    found = Place::Whole(Block::initial(protected()));
+                    found = Some(Block::initial(protected()));
                 }
                 let bytes = encode(place, found);
                 host.arbiter.on_read(NOW, Ok(&bytes));
@@ -380,9 +374,9 @@ impl World {
     }
 
     fn write_behind(&mut self, index: usize, write: Write) {
-        if write.place % 2 == 0 {
+        if write.place.is_multiple_of(2) {
             for write in self.behind[index].drain(..) {
-                self.disk[write.place] = Place::Whole(write.block);
+                self.disk[write.place] = Some(write.block);
             }
         }
         self.behind[index].push(write);
@@ -457,8 +451,8 @@ impl World {
     /// Whether what can still happen is within the bounds.
     pub fn is_within(&self) -> bool {
         let number = |place: &Place| match place {
-            Place::Whole(block) => block.promised.number,
-            Place::Torn => 0,
+            Some(block) => block.promised.number,
+            None => 0,
         };
         self.disk.iter().map(number).max() <= Some(self.budget.ballots)
     }
@@ -501,8 +495,8 @@ fn place_of(sector: u64) -> usize {
 
 fn encode(place: usize, found: Place) -> Sector {
     match found {
-        Place::Whole(block) => block.encode(NODES[place / 4]),
-        Place::Torn => {
+        Some(block) => block.encode(NODES[place / 4]),
+        None => {
             let mut bytes = Block::initial(protected()).encode(NODES[place / 4]);
             bytes[SECTOR_BYTES / 2..].fill(0x5a);
             bytes
