@@ -32,12 +32,6 @@ pub const END: u64 = 0x10_0000;
 /// PCI configuration space of the one bus.
 pub const ECAM: Range<u64> = pci::ECAM..pci::ECAM + pci::ECAM_BYTES;
 
-/// The I/O APIC's pin for an interrupt pin (0 is INTA) of a device on the PCI bus: level, active low.
-#[must_use]
-pub const fn pci_pin(device: u8, pin: u8) -> u8 {
-    pci::INTERRUPT_PIN + device.wrapping_add(pin) % 4
-}
-
 const _: () = assert!(MAX_MEMORY_MIB << 20 <= pci::ECAM);
 
 const OEM: [u8; 6] = *b"DUET  ";

@@ -11,11 +11,9 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 
 use devices::acpi_pm::spec::SLEEP_TYPE_OFF;
-use devices::pci::spec as pci;
+use devices::pci::{Bus, spec as pci};
 use devices::rtc::spec as rtc;
 use devices::uart::spec as uart;
-
-use super::pci_pin;
 
 /// Two, because integers have 64 bits from there on.
 const REVISION: u8 = 2;
@@ -82,7 +80,8 @@ fn pci_root(devices: &mut Vec<u8>) {
             // 6.2.13: all functions of the device, the pin, no link device, the GSI, which is the pin of
             // the only I/O APIC.
             let address = u32::from(device) << 16 | 0xffff;
-            let gsi = pci_pin(device, pin);
+            // A bus numbers its pins from 1.
+            let gsi = Bus::route(device, pin + 1);
             routes.add_element(&Package::new(alloc::vec![&address, &pin, &ZERO, &gsi]));
         }
     }
