@@ -1,6 +1,9 @@
-//! The detector's four suspicions, and the role table as `docs/failover.md` prints it.
+//! The detector's four suspicions, the role table as `docs/failover.md` prints it, and the tests that
+//! the documents name.
 
 use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use ftlink::detector::{Config, Detector, Progress, Suspicion};
 use ftlink::ids::{Instant, LogPos};
@@ -143,4 +146,72 @@ fn the_document_prints_the_table() {
         document.contains(&table),
         "docs/failover.md should hold this table:\n{table}"
     );
+}
+
+/// The source of every test that a document may name.
+fn sources() -> String {
+    let ftlink = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders: Vec<PathBuf> = ["src", "tests", "witness", "../tests/sim"]
+        .iter()
+        .map(|folder| ftlink.join(folder))
+        .collect();
+    let mut text = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                text += &fs::read_to_string(&path).expect("readable");
+            }
+        }
+    }
+    text
+}
+
+/// Names of tests in a piece of a document: long names in code marks, or their begin and a dot-dot-dot.
+fn tests_named(text: &str) -> Vec<&str> {
+    let code = text.split('`').skip(1).step_by(2);
+    let word =
+        |letter: char| !(letter.is_ascii_lowercase() || matches!(letter, '0'..='9' | '_' | '…'));
+    code.flat_map(|code| code.split(word))
+        .filter(|name| name.ends_with('…') || name.matches('_').count() >= 3)
+        .collect()
+}
+
+fn exists(sources: &str, name: &str) -> bool {
+    match name.strip_suffix('…') {
+        Some(begin) => sources.contains(&format!("fn {begin}")),
+        None => sources.contains(&format!("fn {name}(")),
+    }
+}
+
+#[test]
+fn every_row_of_the_takeover_tables_names_a_test_that_exists() {
+    let document = include_str!("../../docs/failover.md");
+    let (cases, _) = document.split_once("## Role table").expect("a role table");
+    let sources = sources();
+    let mut rows = 0;
+    let lines = cases.lines().filter(|line| line.starts_with("| "));
+    for line in lines.filter(|line| !line.starts_with("| fault") && !line.starts_with("| mistake"))
+    {
+        let names = tests_named(line);
+        assert!(!names.is_empty(), "no test in {line}");
+        for name in names {
+            assert!(exists(&sources, name), "{name} is no test: {line}");
+        }
+        rows += 1;
+    }
+    assert!(rows > 30, "{rows} rows");
+}
+
+#[test]
+fn every_test_named_by_the_protocol_exists() {
+    let document = include_str!("../../docs/protocol.md");
+    let sources = sources();
+    let names = tests_named(document);
+    assert!(names.len() > 25, "{} names", names.len());
+    for name in names {
+        assert!(exists(&sources, name), "{name} is no test");
+    }
 }
