@@ -48,6 +48,8 @@ struct Vm {
     test_devices: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     instruction_limit: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_limit: Option<u64>,
 }
 
 /// The configuration that runs `guests` and then ends the emulator.
@@ -95,6 +97,7 @@ fn linux_vm(guest: &Linux) -> Vm {
         load_address: None,
         test_devices: false,
         instruction_limit: guest.instruction_limit,
+        exit_limit: None,
     }
 }
 
@@ -113,6 +116,7 @@ fn vm(guest: &Guest) -> Vm {
         load_address: guest.load_address,
         test_devices: true,
         instruction_limit: Some(guest.limit()),
+        exit_limit: guest.exit_limit(),
     }
 }
 
@@ -159,13 +163,13 @@ mod tests {
         assert_eq!(cmdline, &guest.cmdline);
         let names: Vec<_> = guest.files().into_iter().map(|file| file.name).collect();
         assert_eq!(parsed.image.files().collect::<Vec<_>>(), names);
-        assert_eq!((parsed.memory_mib, parsed.instruction_limit), (256, None));
+        assert_eq!((parsed.memory_mib, parsed.limits.instructions), (256, None));
 
         guest.initrd = None;
         guest.instruction_limit = Some(7);
         let parsed = parse(&guest);
         assert_eq!(parsed.image.files().count(), 1);
-        assert_eq!(parsed.instruction_limit, Some(7));
+        assert_eq!(parsed.limits.instructions, Some(7));
 
         guest.cmdline = "x".repeat(3000);
         let error = format!("{:#}", compose_linux(Platform::Qemu, &guest).unwrap_err());

@@ -129,6 +129,15 @@ impl Guest {
         })
     }
 
+    /// Exits after which the host stops it: a guest that does anything may do nothing but exit.
+    #[must_use]
+    pub fn exit_limit(&self) -> Option<u64> {
+        match self.expect {
+            Expect::Budget | Expect::Any => Some(200_000),
+            Expect::Exit(_) | Expect::TripleFault | Expect::Halted => None,
+        }
+    }
+
     /// Its image's name in the archive.
     #[must_use]
     pub fn file_name(&self) -> String {

@@ -146,7 +146,7 @@ fn start<B: Backend>(
         memory,
         profile.clone(),
         guest.test_devices,
-        guest.instruction_limit,
+        guest.limits,
     ))
 }
 

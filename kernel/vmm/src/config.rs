@@ -5,7 +5,7 @@
 
 use alloc::borrow::ToOwned;
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -82,6 +82,15 @@ pub struct Test {
     pub random_states: u64,
 }
 
+/// When a guest is stopped whatever it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// After exactly this many instructions.
+    pub instructions: Option<u64>,
+    /// After about this many exits: a guest can do without retiring instructions, but not without exits.
+    pub exits: Option<u64>,
+}
+
 /// One guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
@@ -93,9 +102,8 @@ pub struct Guest {
     pub image: Image,
     /// The devices test guests need are present.
     pub test_devices: bool,
-    /// The guest is stopped after this many instructions, or intercepted exceptions, which may come without
-    /// any instruction retiring.
-    pub instruction_limit: Option<u64>,
+    /// When it is stopped whatever it does.
+    pub limits: Limits,
 }
 
 /// What a guest starts from.
@@ -225,6 +233,7 @@ struct VmTable {
     #[serde(default)]
     test_devices: bool,
     instruction_limit: Option<Spanned<u64>>,
+    exit_limit: Option<Spanned<u64>>,
 }
 
 /// Turns byte positions into line numbers and findings into errors.
@@ -349,14 +358,14 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         let message = format!("vm.memory_mib: {memory_mib} is not 1 to {MAX_MEMORY_MIB}");
         return Err(check.error(table.memory_mib.span(), message));
     }
-    if let Some(limit) = table
-        .instruction_limit
-        .as_ref()
-        .filter(|l| *l.get_ref() == 0)
-    {
-        let message = "vm.instruction_limit: 0 would never let the guest run".to_string();
-        return Err(check.error(limit.span(), message));
-    }
+    let limits = Limits {
+        instructions: limit(
+            check,
+            "vm.instruction_limit",
+            table.instruction_limit.as_ref(),
+        )?,
+        exits: limit(check, "vm.exit_limit", table.exit_limit.as_ref())?,
+    };
     let kernel = check.file("vm.kernel", &table.kernel)?;
     let image = match table.format.get_ref().as_str() {
         "linux" => linux(check, table, kernel)?,
@@ -372,8 +381,22 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         memory_mib,
         image,
         test_devices: table.test_devices,
-        instruction_limit: table.instruction_limit.as_ref().map(|l| *l.get_ref()),
+        limits,
     })
+}
+
+fn limit(
+    check: &Checker<'_>,
+    key: &str,
+    value: Option<&Spanned<u64>>,
+) -> Result<Option<u64>, ConfigError> {
+    match value {
+        Some(zero) if *zero.get_ref() == 0 => {
+            let message = format!("{key}: 0 would never let the guest run");
+            Err(check.error(zero.span(), message))
+        }
+        other => Ok(other.map(|limit| *limit.get_ref())),
+    }
 }
 
 /// The command line, empty if there is none.

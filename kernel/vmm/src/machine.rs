@@ -7,6 +7,7 @@ use arch::addr::Gpa;
 
 use crate::board::Board;
 use crate::code::MAX_INSTRUCTION;
+use crate::config::Limits;
 use crate::cpu::{Icount, Vcpu, Window};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
@@ -25,6 +26,8 @@ pub enum Stop {
     TripleFault,
     /// It executed as many instructions as its configuration allows.
     InstructionLimit,
+    /// It took as many exits as its configuration allows.
+    ExitLimit,
     /// It executed an instruction on a device that is not emulated.
     NotEmulated([u8; MAX_INSTRUCTION]),
     /// Its page tables lie outside of RAM.
@@ -57,7 +60,7 @@ impl Stop {
     pub const fn wants_dump(&self) -> bool {
         !matches!(
             self,
-            Stop::ExitStatus(_) | Stop::Halted | Stop::InstructionLimit
+            Stop::ExitStatus(_) | Stop::Halted | Stop::InstructionLimit | Stop::ExitLimit
         )
     }
 }
@@ -69,6 +72,7 @@ impl fmt::Display for Stop {
             Stop::Halted => f.write_str("halted"),
             Stop::TripleFault => f.write_str("triple fault"),
             Stop::InstructionLimit => f.write_str("instruction limit"),
+            Stop::ExitLimit => f.write_str("exit limit"),
             Stop::NotEmulated(bytes) => {
                 write!(f, "error: instruction on a device is not emulated:")?;
                 bytes.iter().try_for_each(|b| write!(f, " {b:02x}"))
@@ -121,10 +125,9 @@ pub struct Machine<V: Vcpu> {
     /// TSC_AUX, which only RDTSCP shows: it exits, so the register need not be in the processor.
     pub(crate) tsc_aux: u32,
     pub(crate) limit: Icount,
+    pub(crate) exit_limit: u64,
     /// Unknown MSRs touched.
     pub(crate) unknown_msrs: u64,
-    /// What intercepted exceptions given back to the guest count for, in instructions.
-    pub(crate) reflected: u64,
     /// DR7, which only MOV DR writes, has a breakpoint on I/O enabled.
     pub(crate) port_breakpoints: bool,
     /// DR6 bits of the trap that is due behind the instruction under way.
@@ -140,11 +143,13 @@ impl<V: Vcpu> Machine<V> {
         memory: V::Memory,
         profile: Profile,
         test_devices: bool,
-        instruction_limit: Option<u64>,
+        limits: Limits,
     ) -> Self {
         let dr7 = vcpu.debug().dr7;
         let board = Board::new(name.clone(), test_devices);
-        let limit = instruction_limit.map_or(Icount::NEVER, |n| vcpu.icount().after(n));
+        let limit = limits
+            .instructions
+            .map_or(Icount::NEVER, |n| vcpu.icount().after(n));
         Self {
             name,
             vcpu,
@@ -160,8 +165,8 @@ impl<V: Vcpu> Machine<V> {
             task_priority: 0,
             tsc_aux: 0,
             limit,
+            exit_limit: limits.exits.unwrap_or(u64::MAX),
             unknown_msrs: 0,
-            reflected: 0,
             port_breakpoints: has_port_breakpoint(dr7),
             traps: 0,
         }

@@ -21,6 +21,9 @@ impl<V: Vcpu> Machine<V> {
     /// once if it had already.
     pub fn run(&mut self, host: &mut impl Host, budget: u64) -> Option<Stop> {
         self.stats.resume();
+        if self.stats.noted() >= self.exit_limit {
+            self.stop.get_or_insert(Stop::ExitLimit);
+        }
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;

@@ -213,6 +213,12 @@ impl ExitStatistics {
         occurred.map(|(reason, total)| (*reason, total.count, total.ticks))
     }
 
+    /// Exits in all.
+    #[must_use]
+    pub fn noted(&self) -> u64 {
+        self.noted
+    }
+
     /// How often a reason occurred.
     #[must_use]
     pub fn count(&self, reason: Reason) -> u64 {

@@ -7,7 +7,7 @@ use arch::regs::{Cr4, Efer, Gpr, SegmentAttributes, SegmentName};
 use super::{Next, current_privilege};
 use crate::cpu::Vcpu;
 use crate::emulate::write_sized;
-use crate::machine::{Machine, Stop};
+use crate::machine::Machine;
 
 /// DR6 bits that read as ones (SDM 3 18.2.3), without RTM and bus locks.
 const DR6_ONES: u64 = 0xffff_0ff0;
@@ -19,10 +19,6 @@ const DR7_ONES: u64 = 0x400;
 const DR7_WRITABLE: u64 = 0xffff_2bff;
 const DR7_GENERAL_DETECT: u64 = 1 << 13;
 const DR6_ACCESS_DETECTED: u64 = 1 << 13;
-
-/// Instructions for which an exception that exits and is given back counts towards a guest's limit: about what the
-/// exit takes of the host.
-pub(crate) const REFLECTED_COST: u64 = 500;
 
 /// DR4 and DR5 are DR6 and DR7, or with CR4.DE nothing; while DR7.GD is set, touching any is a #DB
 /// (SDM 3 18.2).
@@ -125,13 +121,7 @@ pub(crate) fn port_hits<V: Vcpu>(machine: &Machine<V>, port: u16, size: u8) -> u
 }
 
 /// Reflects an intercepted exception, with the side effects its delivery would have had.
-///
-/// A circle of them retires no instruction, so they count towards the guest's limit themselves.
 pub(crate) fn exception<V: Vcpu>(machine: &mut Machine<V>, event: Event, dr6: u64) -> Next {
-    machine.reflected = machine.reflected.saturating_add(REFLECTED_COST);
-    if machine.reflected >= machine.limit.0 {
-        return Next::Stop(Stop::InstructionLimit);
-    }
     if event.vector == vector::DB {
         let mut debug = machine.vcpu.debug();
         // B0 … B3 are replaced, BS, BD and BT accumulate (SDM 3 18.2.3).

@@ -4,9 +4,9 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::config::Limits;
 use crate::cpu::{NestedFault, PortAccess};
 use crate::emulate::Bus;
-use crate::exits::debug::REFLECTED_COST;
 use crate::profile::{Leaf, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
@@ -52,7 +52,7 @@ fn machine(script: &[Step]) -> Machine<ScriptedVcpu> {
         ram,
         Profile::new(&host_cpuid),
         true,
-        None,
+        Limits::default(),
     )
 }
 
@@ -622,18 +622,15 @@ fn the_instruction_limit_is_a_point_like_any_other() {
 }
 
 #[test]
-fn a_circle_of_exceptions_reaches_the_limit_without_an_instruction() {
+fn a_circle_of_exceptions_reaches_the_limit_of_exits_without_an_instruction() {
     let event = Event::exception_with_code(vector::AC, 0);
-    let mut m = machine(&[at(0, Exit::Exception { event, dr6: 0 }); 20]);
-    m.limit = Icount(10 * REFLECTED_COST);
-    // No interrupt gate is entered in a script: the event of the last exit is taken each time.
-    assert_eq!(
-        m.run(&mut TestHost::default(), 1000),
-        Some(Stop::InstructionLimit)
-    );
+    let circle = at(0, Exit::Exception { event, dr6: 0 });
+    let mut m = machine(&[circle; 3 * MAX_EXITS_PER_SLICE as usize]);
+    m.exit_limit = 5000;
+    let mut host = TestHost::default();
+    let slices = (0..).find(|_| m.run(&mut host, 1000).is_some());
+    assert_eq!((m.stop, slices), (Some(Stop::ExitLimit), Some(2)));
     assert_eq!(m.vcpu.state.icount, 0);
-    assert_eq!(m.reflected, 10 * REFLECTED_COST);
-    assert_eq!(m.vcpu.script.len(), 10);
 }
 
 #[test]
