@@ -287,7 +287,7 @@ mod tests {
         let name = kernel_package(text).unwrap();
         assert_eq!(name, "linux-image-6.1.0-56-cloud-amd64");
         assert!(kernel_package("linux-image-cloud-amd64\n").is_err());
-        let other = "x\n  Depends: initramfs-tools\n  Depends: linux-image-7-cloud-amd64\n";
+        let other = "x\n  Depends: linux-base\n  Depends: linux-image-7-cloud-amd64\n";
         assert_eq!(kernel_package(other).unwrap(), "linux-image-7-cloud-amd64");
     }
 
