@@ -120,7 +120,7 @@ impl Chipset {
     pub fn new(config: &Config) -> Self {
         let mut lapic = Lapic::new(config.physical_address_bits);
         lapic.hand_over();
-        let mut pic = Pic::new(1 << pit::spec::IRQ);
+        let mut pic = Pic::new(TICK);
         // The system control interrupt is a level.
         let [level_port, bit] = [rtc::spec::IRQ, acpi_pm::spec::IRQ].map(u16::from);
         pic.write(
@@ -501,9 +501,7 @@ impl Chipset {
         self.rtc.advance(self.now);
         self.pm.advance(self.now);
         if self.pit.advance(self.now) {
-            // The timer's line rose, and may have fallen and risen again, since the last time.
-            self.drive_lines(self.lines() & !1);
-            self.drive_lines(self.lines() | 1);
+            self.drive_lines(self.lines() & !TICK);
         }
         self.settle();
     }
@@ -517,7 +515,8 @@ impl Chipset {
             .fold(None, earliest);
     }
 
-    /// The 16 interrupt lines of ISA.
+    /// The 16 interrupt lines of ISA. The timer's rests high and falls for a moment with each tick, whatever its
+    /// output's shape: a tick that waits is not withdrawn, and it does not matter who looks when.
     fn lines(&self) -> u16 {
         let serial = |serial: Serial| {
             self.uarts[serial as usize]
@@ -525,26 +524,28 @@ impl Chipset {
                 .is_some_and(Uart::interrupt)
         };
         [
-            (pit::spec::IRQ, self.pit.interrupt(self.now)),
             (uart::spec::COM1_IRQ, serial(Serial::One)),
             (uart::spec::COM2_IRQ, serial(Serial::Two)),
             (rtc::spec::IRQ, self.rtc.interrupt()),
             (acpi_pm::spec::IRQ, self.pm.interrupt()),
         ]
         .into_iter()
-        .fold(0, |lines, (irq, level)| lines | u16::from(level) << irq)
+        .fold(TICK, |lines, (irq, level)| lines | u16::from(level) << irq)
     }
 
     fn drive_lines(&mut self, lines: u16) {
         self.pic.set_lines(lines);
         let external = self.pic.interrupt();
         // Line 0 is at pin 2; pin 0 is the 8259A's request.
-        let timer = u32::from(lines & 1) << spec::TIMER_PIN;
-        let pins = u32::from(lines & !1) | timer | u32::from(external) | self.pci.lines();
+        let timer = u32::from(lines & TICK != 0) << spec::TIMER_PIN;
+        let pins = u32::from(lines & !TICK) | timer | u32::from(external) | self.pci.lines();
         self.ioapic.set_lines(pins, &mut sender(&mut self.lapic));
         self.lapic.set_pin(Pin::Lint0, external);
     }
 }
+
+/// The timer's interrupt line.
+const TICK: u16 = 1 << pit::spec::IRQ;
 
 /// Who answers at an address.
 enum Window {

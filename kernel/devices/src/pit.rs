@@ -103,13 +103,8 @@ impl Pit {
         self.counters[2].set_gate(tick_at(now), value & spec::GATE_2 != 0);
     }
 
-    /// The level of counter 0's output, which is interrupt line 0.
-    #[must_use]
-    pub fn interrupt(&self, now: GuestTime) -> bool {
-        self.counters[0].output(tick_at(now))
-    }
-
-    /// When interrupt line 0 rises next. Its falling edges mean nothing to anyone and are not announced.
+    /// When the output of counter 0, which is interrupt line 0, rises next: a tick. Its falling edges mean nothing
+    /// to anyone and are not announced.
     #[must_use]
     pub fn deadline(&self) -> Option<GuestTime> {
         self.counters[0]
@@ -117,8 +112,8 @@ impl Pit {
             .and_then(|tick| CLOCK.instant_of(u64::try_from(tick).ok()?))
     }
 
-    /// Time has come to `now`. Returns whether interrupt line 0 has risen since the last time, no
-    /// matter how often.
+    /// Time has come to `now`. Returns whether that output has risen by itself since the last time, no matter how
+    /// often.
     pub fn advance(&mut self, now: GuestTime) -> bool {
         let tick = tick_at(now);
         for counter in &mut self.counters {
