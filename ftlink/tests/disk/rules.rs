@@ -18,6 +18,8 @@ struct Pair {
     ends: [DiskArbiter; 2],
     ids: u64,
     operations: u64,
+    /// Sectors written, in order.
+    written: Vec<u64>,
 }
 
 const fn member(host: usize, boot: u128) -> Member {
@@ -39,6 +41,7 @@ impl Pair {
             ends: [end(0, 1), end(1, 1)],
             ids: 0,
             operations: 0,
+            written: Vec::new(),
         }
     }
 
@@ -67,6 +70,7 @@ impl Pair {
             Some(Operation::Write(sector)) => {
                 assert!(sector < REGION_SECTORS);
                 self.disk.insert(sector, buffer);
+                self.written.push(sector);
                 end.on_written(self.now, Ok(()));
             }
             None => return false,
@@ -237,4 +241,35 @@ fn another_hosts_request_is_not_taken() {
     while pair.operate(0) {}
     assert_eq!(pair.ends[0].reply(), None);
     assert_eq!(pair.ends[0].poll_at(), Instant::NEVER);
+}
+
+#[test]
+fn no_word_is_written_over_the_one_before_not_even_after_a_reboot() {
+    for operations in 0..30 {
+        let mut pair = Pair::protected();
+        for boot in 1..4 {
+            pair.ends[1] = end(1, boot);
+            pair.written.clear();
+            pair.request(member(1, boot), 1, Ask::Claim);
+            let done = (0..operations).take_while(|_| pair.operate(1)).count();
+            let words: Vec<Vec<u64>> = pair.written.chunks(2).map(Vec::from).collect();
+            let apart = |pair: &[Vec<u64>]| !pair[0].iter().any(|sector| pair[1].contains(sector));
+            assert!(
+                words.windows(2).all(apart),
+                "{words:?} in {done} operations"
+            );
+            let Some(last) = words.last().cloned() else {
+                continue;
+            };
+            // The next boot's first word.
+            pair.ends[1] = end(1, boot + 10);
+            pair.written.clear();
+            pair.request(member(1, boot + 10), 1, Ask::Claim);
+            while pair.written.len() < 2 {
+                assert!(pair.operate(1));
+            }
+            let both = [last, pair.written.clone()];
+            assert!(apart(&both), "{both:?} after {operations} operations");
+        }
+    }
 }
