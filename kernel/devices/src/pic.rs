@@ -210,7 +210,7 @@ impl Chip {
     }
 }
 
-/// Both controllers. Input 16 of the pair's 16 lines is bit 15.
+/// Both controllers. Of the pair's 16 lines, bit n is line n.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pic {
     master: Chip,

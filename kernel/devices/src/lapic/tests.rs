@@ -141,42 +141,29 @@ fn a_level_is_told_at_its_end() {
     assert_eq!(write(&mut apic, T0, END_OF_INTERRUPT, 0), Action::None);
 }
 
+fn reaches(apic: &mut Lapic, destination: u32, logical: bool) -> bool {
+    let to = Message {
+        destination,
+        logical,
+        ..message(0x50)
+    };
+    apic.deliver(&to) == Delivery::Accepted
+}
+
 #[test]
 fn destinations_select() {
     let mut apic = enabled();
-    let mut reaches = |destination, logical| {
-        let to = Message {
-            destination,
-            logical,
-            ..message(0x50)
-        };
-        apic.deliver(&to) == Delivery::Accepted
-    };
-    assert!(reaches(0, false) && reaches(u32::MAX, false));
-    assert!(!reaches(1, false) && !reaches(1, true));
+    assert!(reaches(&mut apic, 0, false) && reaches(&mut apic, u32::MAX, false));
+    assert!(!reaches(&mut apic, 1, false) && !reaches(&mut apic, 1, true));
     // Linux's flat model: bit 0 is processor 0.
     write(&mut apic, T0, DESTINATION_FORMAT, 0xffff_ffff);
     write(&mut apic, T0, LOGICAL_DESTINATION, 0x0100_0000);
-    let mut reaches = |destination| {
-        let to = Message {
-            destination,
-            logical: true,
-            ..message(0x50)
-        };
-        apic.deliver(&to) == Delivery::Accepted
-    };
-    assert!(reaches(3) && !reaches(2));
+    assert_eq!([3, 2].map(|d| reaches(&mut apic, d, true)), [true, false]);
+    // Clusters: processor 0 of cluster 2.
     write(&mut apic, T0, DESTINATION_FORMAT, 0);
     write(&mut apic, T0, LOGICAL_DESTINATION, 0x2100_0000);
-    let mut reaches = |destination| {
-        let to = Message {
-            destination,
-            logical: true,
-            ..message(0x50)
-        };
-        apic.deliver(&to) == Delivery::Accepted
-    };
-    assert!(reaches(0x21) && reaches(0x23) && !reaches(0x22) && !reaches(0x11));
+    let reached = [0x21, 0x23, 0x22, 0x11].map(|d| reaches(&mut apic, d, true));
+    assert_eq!(reached, [true, true, false, false]);
 }
 
 #[test]

@@ -96,6 +96,11 @@ fn received_bytes_interrupt_at_the_trigger_level() {
     assert_eq!(uart.receive(NOW, b"8"), 1);
     assert!(uart.interrupt());
     assert_eq!(uart.read(NOW, INTERRUPT_ID), 0xc4);
+    // Without OUT2 the line is not connected.
+    uart.write(NOW, MODEM_CONTROL, 0x03);
+    assert!(!uart.interrupt());
+    uart.write(NOW, MODEM_CONTROL, 0x0b);
+    assert!(uart.interrupt());
     assert_eq!(uart.read(NOW, DATA), b'1');
     // Below the level the interrupt goes, the data does not.
     assert!(!uart.interrupt());
