@@ -191,10 +191,11 @@ impl AcpiPm {
     /// When the timer's event asserts the interrupt.
     #[must_use]
     pub fn deadline(&self) -> Option<GuestTime> {
-        let waiting = self.enable & !self.status & spec::TIMER_EVENT != 0;
+        if self.enable & !self.status & spec::TIMER_EVENT == 0 {
+            return None;
+        }
         let half = CLOCK.ticks_at(self.seen) >> self.half_bits();
-        let next = (half + 1) << self.half_bits();
-        waiting.then(|| CLOCK.instant_of(next)).flatten()
+        CLOCK.instant_of((half + 1) << self.half_bits())
     }
 
     /// Time has come to `now`.

@@ -486,7 +486,7 @@ impl Chipset {
         match action {
             Action::EndOfInterrupt(vector) => self.ioapic.end_of_interrupt(vector, send),
             // What the local APIC refused before, it may accept now.
-            Action::None => self.ioapic.resample(send),
+            Action::None => self.ioapic.retry(send),
             // The one processor starts over, and with it the machine.
             Action::Init => return Effect::Reset,
         }

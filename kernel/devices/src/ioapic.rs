@@ -55,6 +55,8 @@ pub struct IoApic {
     redirection: [u64; spec::PINS],
     /// What the board asserts.
     lines: u32,
+    /// Pins whose level nobody accepted.
+    refused: u32,
 }
 
 impl Default for IoApic {
@@ -64,6 +66,7 @@ impl Default for IoApic {
             id: 0,
             redirection: [spec::MASKED; spec::PINS],
             lines: 0,
+            refused: 0,
         }
     }
 }
@@ -93,11 +96,11 @@ impl IoApic {
     /// The board asserts these lines, bit n for pin n.
     pub fn set_lines(&mut self, lines: u32, send: &mut impl FnMut(&Message) -> bool) {
         let before = core::mem::replace(&mut self.lines, lines);
-        let changed = before ^ lines;
-        for pin in (0..spec::PINS).filter(|pin| changed & 1 << pin != 0) {
+        for pin in pins_of(before ^ lines) {
             self.changed(pin, before, send);
+            self.sample(pin, send);
         }
-        self.resample(send);
+        self.retry(send);
     }
 
     /// Whether the 8259A's request at pin 0 reaches the processor.
@@ -109,12 +112,13 @@ impl IoApic {
 
     /// A level-triggered vector was served: its pins may ask again.
     pub fn end_of_interrupt(&mut self, vector: u8, send: &mut impl FnMut(&Message) -> bool) {
-        for entry in &mut self.redirection {
+        for pin in 0..spec::PINS {
+            let entry = &mut self.redirection[pin];
             if *entry as u8 == vector && *entry & spec::LEVEL != 0 {
                 *entry &= !spec::REMOTE_IRR;
+                self.sample(pin, send);
             }
         }
-        self.resample(send);
     }
 
     fn read_register(&self) -> u32 {
@@ -180,14 +184,21 @@ impl IoApic {
         let due = Self::is_level(entry)
             && entry & (spec::MASKED | spec::REMOTE_IRR) == 0
             && self.is_active(self.lines, pin);
-        if due && send(&Self::message(entry)) {
+        let bit = 1 << pin;
+        self.refused &= !bit;
+        if !due {
+            return;
+        }
+        if send(&Self::message(entry)) {
             self.redirection[pin] |= spec::REMOTE_IRR;
+        } else {
+            self.refused |= bit;
         }
     }
 
-    /// Sends what level-triggered pins ask for; what nobody accepted is tried again.
-    pub fn resample(&mut self, send: &mut impl FnMut(&Message) -> bool) {
-        for pin in 0..spec::PINS {
+    /// Sends again the levels that nobody accepted.
+    pub fn retry(&mut self, send: &mut impl FnMut(&Message) -> bool) {
+        for pin in pins_of(self.refused) {
             self.sample(pin, send);
         }
     }
@@ -208,6 +219,15 @@ impl IoApic {
             logical: entry & spec::LOGICAL != 0,
         }
     }
+}
+
+/// The numbers of the pins in a set.
+fn pins_of(mut set: u32) -> impl Iterator<Item = usize> {
+    core::iter::from_fn(move || {
+        let pin = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (pin < spec::PINS).then_some(pin)
+    })
 }
 
 #[cfg(test)]

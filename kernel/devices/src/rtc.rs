@@ -244,7 +244,8 @@ impl Rtc {
             return None;
         }
         let mut deadline = None;
-        if self.standing.is_none() {
+        let seconds = Control::UPDATE | Control::ALARM;
+        if self.control.intersects(seconds) && self.standing.is_none() {
             let second = self.second_at(self.seen);
             if self.control.contains(Control::UPDATE) {
                 deadline = self.instant_of(second + 1);
