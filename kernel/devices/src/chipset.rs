@@ -121,12 +121,9 @@ impl Chipset {
         let mut lapic = Lapic::new(config.physical_address_bits);
         lapic.hand_over();
         let mut pic = Pic::new(TICK);
-        // The system control interrupt is a level.
-        let [level_port, bit] = [rtc::spec::IRQ, acpi_pm::spec::IRQ].map(u16::from);
-        pic.write(
-            crate::pic::spec::EDGE_LEVEL_PORT + level_port / 8,
-            1 << (bit - level_port),
-        );
+        // The system control interrupt is a level, of the second controller.
+        let elcr = crate::pic::spec::EDGE_LEVEL_PORT + 1;
+        pic.write(elcr, 1 << (acpi_pm::spec::IRQ - 8));
         let mut chipset = Self {
             config: *config,
             now: GuestTime(0),
@@ -391,7 +388,7 @@ impl Chipset {
 
     // For devices on the PCI bus.
 
-    /// The PCI bus.
+    /// The PCI bus. It tells whose BAR an access is for that no chip here answers.
     #[must_use]
     pub const fn pci(&self) -> &Bus {
         &self.pci

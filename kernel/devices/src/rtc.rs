@@ -28,7 +28,7 @@ pub mod spec {
 
     /// Register A: update in progress, divider, rate.
     pub const REGISTER_A: u8 = 0x0a;
-    /// Register B: see [`super::Control`].
+    /// Register B: which interrupts are on, how numbers are written.
     pub const REGISTER_B: u8 = 0x0b;
     /// Register C: what interrupted; a read clears it.
     pub const REGISTER_C: u8 = 0x0c;
