@@ -20,7 +20,7 @@ use acpi_tables::xsdt::XSDT;
 use arch::addr::Gpa;
 use devices::acpi_pm::spec as pm;
 use devices::pci::spec as pci;
-use devices::{ioapic, lapic, rtc};
+use devices::{chipset, ioapic, lapic, rtc};
 
 use crate::config::MAX_MEMORY_MIB;
 
@@ -181,13 +181,11 @@ fn madt() -> Sdt {
     const PCAT_COMPATIBLE: u32 = 1 << 0;
     const LEVEL_ACTIVE_HIGH: u16 = 0xd;
     const ALL_PROCESSORS: u8 = 0xff;
-    // The 8254 is where the 8259A pair's cascade would be.
     const TIMER_LINE: u8 = 0;
-    const TIMER_PIN: u8 = 2;
     let mut entries = Vec::new();
     ProcessorLocalApic::new(0, 0, EnabledStatus::Enabled).to_aml_bytes(&mut entries);
     IoApic::new(0, ioapic::spec::ADDRESS as u32, 0).to_aml_bytes(&mut entries);
-    entries.extend(source_override(TIMER_LINE, TIMER_PIN, 0));
+    entries.extend(source_override(TIMER_LINE, chipset::spec::TIMER_PIN, 0));
     entries.extend(source_override(pm::IRQ, pm::IRQ, LEVEL_ACTIVE_HIGH));
     // 5.2.12.7: LINT1 of every local APIC is the NMI input.
     entries.extend([4, 6, ALL_PROCESSORS, 0, 0, 1]);
