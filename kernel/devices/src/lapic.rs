@@ -84,6 +84,8 @@ pub mod spec {
 
     /// Interrupt command: the destination is logical.
     pub const COMMAND_LOGICAL: u32 = 1 << 11;
+    /// Interrupt command: delivery status, which is only for reading and always idle.
+    pub const COMMAND_PENDING: u64 = 1 << 12;
     /// Interrupt command: assert, which every command but an INIT de-assert is.
     pub const COMMAND_ASSERT: u32 = 1 << 14;
     /// Interrupt command: bits that can be written in x2APIC mode (figure 12-28).
@@ -344,8 +346,8 @@ impl Lapic {
         let value = value as u32;
         match (offset >> 4) as u8 {
             register::COMMAND => {
-                self.command =
-                    self.command & !0xffff_ffff | u64::from(value & spec::COMMAND_WRITABLE as u32);
+                self.command = self.command & !0xffff_ffff
+                    | u64::from(value) & spec::COMMAND_WRITABLE & !spec::COMMAND_PENDING;
                 let destination = wide_destination((self.command >> 56) as u8);
                 self.send(destination)
             }
@@ -424,7 +426,7 @@ impl Lapic {
         let low = value as u32;
         match register {
             register::COMMAND => {
-                self.command = value;
+                self.command = value & !spec::COMMAND_PENDING;
                 Ok(self.send((value >> 32) as u32))
             }
             register::SELF_IPI => {
