@@ -116,7 +116,7 @@ fn vm(guest: &Guest) -> Vm {
         load_address: guest.load_address,
         test_devices: true,
         instruction_limit: Some(guest.limit()),
-        exit_limit: guest.exit_limit(),
+        exit_limit: guest.exit_limit,
     }
 }
 
