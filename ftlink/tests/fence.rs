@@ -110,6 +110,9 @@ impl Pair {
                 fence.on_reply(now, &self.config, &decision.reply);
             }
         }
+        let role = fence.role();
+        let due = fence.poll_at(&self.config);
+        assert!(due > now, "{role} has nothing to do and does not sleep");
         while let Some(event) = fence.event() {
             if let Event::Changed { to, .. } = event {
                 self.taken.push((self.ms, host, to));
@@ -296,5 +299,24 @@ fn a_divergence_found_while_asking_counts_after_the_verdict() {
     assert_eq!(went_on, Role::Primary(Mode::Solo));
     for on_divergence in [OnDivergence::Stop, OnDivergence::Continue] {
         assert_eq!(diverged_while_asking(on_divergence, true), Role::Diverged);
+    }
+}
+
+#[test]
+fn a_cold_host_starts_with_a_stopped_peer_whichever_node_it_is() {
+    for cold in 0..2 {
+        let mut pair = Pair::new(Config::default());
+        let now = pair.now();
+        pair.fences[0].powered_off(now);
+        pair.run(100);
+        assert_eq!(pair.roles(), [Role::Stopped, Role::Stopped]);
+        let me = Member {
+            node: NODES[cold],
+            boot: BootId(9),
+        };
+        pair.fences[cold] = Fence::new(me, NODES[1 - cold], pair.now());
+        pair.run(1_000);
+        assert_eq!(pair.roles()[cold], Role::Primary(Mode::Protected));
+        assert_eq!(pair.roles()[1 - cold], Role::Backup);
     }
 }

@@ -64,23 +64,17 @@ impl Fence {
                 .arbiter_heard
                 .map_or(Instant(0), |heard| heard.after(config.probe)),
         };
-        let cold = match (self.role, self.cold_peer()) {
-            (Role::Cold, Some(peer)) => peer
-                .cold_since
-                .map_or(Instant(0), |since| since.after(config.handicap)),
-            (Role::Cold, None) => self.cold_since.after(config.cold_wait),
+        let handicap = match self.suspected_since {
+            Some(since) if self.would_ask() => since.after(config.handicap),
             _ => Instant::NEVER,
         };
-        let handicap = self
-            .suspected_since
-            .map_or(Instant::NEVER, |since| since.after(config.handicap));
-        let claim_back = match self.handed_over {
-            Some(_) => self.claim_back_at,
-            None => Instant::NEVER,
+        let claim_back = match (self.role, self.handed_over) {
+            (Role::Joining, Some(_)) => self.claim_back_at,
+            _ => Instant::NEVER,
         };
         due(&self.asking)
             .min(probe)
-            .min(cold)
+            .min(self.start_due(config).unwrap_or(Instant::NEVER))
             .min(handicap)
             .min(claim_back)
     }
@@ -163,22 +157,28 @@ impl Fence {
     /// Two cold hosts start together: the lower node asks, the other one after the handicap. A lone
     /// one asks after a wait. Neither asks before the record, as last heard, allows it.
     fn poll_cold(&mut self, now: Instant, config: &Config) {
-        let Some(record) = self.record else { return };
-        let peer = self.cold_peer();
-        if self.asking.is_some() || !record.may_start(self.me, peer.map(|peer| peer.member)) {
-            return;
-        }
-        let may = match peer {
-            Some(peer) => {
-                let first = self.me.node < self.peer_node;
-                let since = peer.cold_since.unwrap_or(now).max(self.cold_since);
-                first || now >= since.after(config.handicap)
-            }
-            None => now >= self.cold_since.after(config.cold_wait),
-        };
-        if may {
+        if self.start_due(config).is_some_and(|due| due <= now) {
             self.apply(now, Input::MayStart);
         }
+    }
+
+    /// From when on a cold host may ask to start the guest.
+    fn start_due(&self, config: &Config) -> Option<Instant> {
+        let peer = self.cold_peer();
+        let allowed = self
+            .record
+            .is_some_and(|record| record.may_start(self.me, peer.map(|peer| peer.member)));
+        if self.role != Role::Cold || self.asking.is_some() || !allowed {
+            return None;
+        }
+        Some(match peer {
+            Some(_) if self.me.node < self.peer_node => self.cold_since,
+            Some(peer) => peer
+                .cold_since
+                .map_or(Instant::NEVER, |since| since.max(self.cold_since))
+                .after(config.handicap),
+            None => self.cold_since.after(config.cold_wait),
+        })
     }
 
     fn poll_health(&mut self, now: Instant, config: &Config) {

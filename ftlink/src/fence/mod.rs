@@ -564,20 +564,24 @@ impl Fence {
 
     /// The peer, when it cannot have a guest either.
     fn cold_peer(&self) -> Option<Peer> {
-        self.peer.filter(|peer| {
-            matches!(
-                peer.role,
-                Some(Role::Cold | Role::Asking(Asker::Cold) | Role::Stopped)
-            )
-        })
+        self.peer
+            .filter(|peer| peer.role.is_some_and(peer::has_no_guest))
+    }
+
+    /// Whether this host would ask to take over if it suspected its primary for long enough. A joining
+    /// host asks once in a generation, and only if it has followed somebody.
+    fn would_ask(&self) -> bool {
+        match self.role {
+            Role::Backup => true,
+            Role::Joining => self.denied_at != Some(self.generation) && self.follows.is_some(),
+            _ => false,
+        }
     }
 
     fn suspected(&mut self, now: Instant) {
         let input = match self.role {
             Role::Primary(Mode::Admitting) if !self.admit_asked => Input::JoinerLost,
-            Role::Joining if self.denied_at == Some(self.generation) || self.follows.is_none() => {
-                return;
-            }
+            Role::Joining if !self.would_ask() => return,
             _ => Input::Suspected,
         };
         self.apply(now, input);

@@ -3,7 +3,7 @@
 use super::{Beat, Config, Fence, Notice, Peer, Positions};
 use crate::arbiter::{Ask, Member};
 use crate::ids::{Instant, LogPos};
-use crate::role::{Gate, Input, Mode, Role};
+use crate::role::{Asker, Gate, Input, Mode, Role};
 
 impl Fence {
     /// A session with the peer begins. A boot other than the one known means that that one is dead.
@@ -76,10 +76,9 @@ impl Fence {
 
     fn note_peer(&mut self, now: Instant, beat: &Beat) {
         if let Some(peer) = &mut self.peer {
-            let cold = beat.role == Role::Cold;
             peer.role = Some(beat.role);
             peer.health = beat.health;
-            peer.cold_since = cold.then(|| peer.cold_since.unwrap_or(now));
+            peer.cold_since = has_no_guest(beat.role).then(|| peer.cold_since.unwrap_or(now));
         }
     }
 
@@ -174,4 +173,9 @@ impl Fence {
         self.whole = true;
         self.claim_back_at = now.after(config.hand_over_wait);
     }
+}
+
+/// Whether a host in this role neither runs a guest nor follows one.
+pub(super) const fn has_no_guest(role: Role) -> bool {
+    matches!(role, Role::Cold | Role::Asking(Asker::Cold) | Role::Stopped)
 }

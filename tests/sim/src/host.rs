@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use ftlink::arbiter::{Member, Request};
+use ftlink::arbiter::{Member, Outcome, Reply, Request, Verdict};
 use ftlink::channel::ChannelConfig;
 use ftlink::detector;
 use ftlink::fence;
@@ -35,6 +35,8 @@ pub const IDENTITY: Identity = Identity {
 pub const SERVICE: Duration = Duration::from_micros(20);
 /// Outputs a new primary sends again, not knowing which the world has seen.
 const SENT_AGAIN: usize = 32;
+/// How often a host that repeats its outputs sends each.
+const REPEATS: usize = 600;
 /// Datagrams a stalled host's NIC keeps for it.
 const NIC_RING: usize = 512;
 
@@ -86,6 +88,8 @@ pub struct Host {
     next_replay: Instant,
     /// How far behind at most.
     replay_lag: Duration,
+    /// It begins anew in its next round: a defect.
+    unfences: bool,
     /// When it looks next.
     pub wake: Instant,
     /// It stands still until then.
@@ -115,6 +119,7 @@ impl Host {
             next_tick: Instant(0),
             next_replay: Instant(0),
             replay_lag,
+            unfences: false,
             wake: Instant::NEVER,
             stalled: None,
             inbox: VecDeque::new(),
@@ -163,6 +168,7 @@ impl Host {
         self.forget_guest();
         self.pending.clear();
         self.stalled = None;
+        self.unfences = false;
         self.wake = now;
     }
 
@@ -300,6 +306,7 @@ impl Host {
         if self.stalled.is_some() {
             self.resume(now, given);
         }
+        self.misbehave(now);
         let local = self.local(now);
         let Some(link) = &mut self.link else {
             return Ok(());
@@ -318,14 +325,38 @@ impl Host {
         }
         self.release(local, given);
         self.take_events(given);
-        if self.bug != Bug::NeverAsks
-            && let Some(link) = &mut self.link
-        {
+        if let Some(link) = &mut self.link {
             while let Some(request) = link.request(local) {
-                given.requests.push(request);
+                if self.bug != Bug::NeverAsks {
+                    given.requests.push(request);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Defects of the host as a whole.
+    fn misbehave(&mut self, now: Instant) {
+        let local = self.local(now);
+        match (self.bug, self.role()) {
+            // Seen fenced once, in the round before.
+            (Bug::Unfences, Some(Role::Fenced)) if self.unfences => self.start(now, self.boot.0),
+            (Bug::Unfences, Some(Role::Fenced)) => self.unfences = true,
+            (Bug::ForgesVerdict, Some(Role::Asking(Asker::Backup))) => {
+                if let Some(link) = &mut self.link
+                    && let Some(request) = link.fence().asking()
+                {
+                    let reply = Reply {
+                        id: request.id,
+                        to: request.from,
+                        outcome: Outcome::Verdict(Verdict::Granted(request.generation.next())),
+                        record: None,
+                    };
+                    link.verdict(local, &reply);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// The next datagram it sends on `path`.
@@ -355,8 +386,11 @@ impl Host {
         if role.runs_guest() {
             wake = wake.min(self.next_tick.max(now.after(SERVICE)));
         }
-        if role.accepts_entries() {
+        if role.accepts_entries() && link.held().0 > self.entries.len() as u64 {
             wake = wake.min(self.next_replay.max(now.after(SERVICE)));
+        }
+        if self.bug == Bug::NeverSleeps {
+            wake = now.after(SERVICE);
         }
         self.wake = wake;
     }
@@ -391,6 +425,9 @@ impl Host {
         };
         let mut diverged = None;
         while !skips && let Some((LogPos(position), bytes)) = link.next_entry() {
+            if self.bug == Bug::DropsEntries && position % 64 == 63 {
+                continue;
+            }
             let hash = digest(bytes);
             let sent = entry_of_peer(position).is_none_or(|sent| sent == hash);
             let expected = position == self.entries.len() as u64;
@@ -496,12 +533,18 @@ impl Host {
             }
             self.pending.pop_front();
             let late = bug == Bug::ChangesLateOutputs && self.random.chance(100);
-            given.released.push(Release {
+            let release = Release {
                 position,
                 output: output ^ u64::from(late),
                 role: link.fence().role(),
                 generation: link.fence().generation(),
-            });
+            };
+            let times = if bug == Bug::RepeatsOutputs {
+                REPEATS
+            } else {
+                1
+            };
+            given.released.extend(std::iter::repeat_n(release, times));
         }
     }
 }

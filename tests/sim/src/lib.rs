@@ -45,4 +45,16 @@ pub enum Bug {
     ChangesLateOutputs,
     /// A host counts as held what is only appended.
     CountsUnheld,
+    /// A host looks again and again without anything to do.
+    NeverSleeps,
+    /// A host sends each output hundreds of times.
+    RepeatsOutputs,
+    /// A backup that has asked reboots.
+    GivesUp,
+    /// A backup loses an entry between the link and its machine.
+    DropsEntries,
+    /// A fenced host begins anew without a reboot.
+    Unfences,
+    /// A backup that has asked makes the answer itself.
+    ForgesVerdict,
 }

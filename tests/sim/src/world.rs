@@ -22,7 +22,7 @@ const OPERATOR: Instant = Instant(HEALED.0 + 200_000_000);
 /// A whole pair runs on this long before the run ends.
 const AFTERGLOW: Duration = Duration::from_millis(100);
 /// Service rounds of one host without anything arriving or leaving after which it spins.
-const SPIN_ROUNDS: u32 = 20_000;
+const SPIN_ROUNDS: u32 = 100;
 /// Lines of a trace that are kept.
 const TRACE_LINES: usize = 4_000;
 
@@ -449,6 +449,9 @@ impl World {
         };
         self.fold(u64::from(from.code()) << 16 | u64::from(to.code()) << 8 | input as u64);
         match (from, to) {
+            (_, Role::Asking(Asker::Backup)) if self.options.bug == Bug::GivesUp => {
+                self.start(index);
+            }
             (Role::Draining, Role::Primary(_)) => {
                 self.outcome.takeovers += 1;
                 self.checks.on_takeover(&self.hosts[index])?;

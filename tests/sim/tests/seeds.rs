@@ -86,6 +86,17 @@ fn defects_of_hosts_are_caught() {
 }
 
 #[test]
+fn defects_of_the_machine_around_the_link_are_caught() {
+    use Violation::{GuestLost, Spins, TooManyLate, TwoActors, UnfencedItself, WrongEntry};
+    assert_caught(Bug::NeverSleeps, 5, |v| matches!(v, Spins));
+    assert_caught(Bug::RepeatsOutputs, 200, |v| matches!(v, TooManyLate(_)));
+    assert_caught(Bug::GivesUp, 200, |v| matches!(v, GuestLost));
+    assert_caught(Bug::DropsEntries, 5, |v| matches!(v, WrongEntry { .. }));
+    assert_caught(Bug::Unfences, 200, |v| matches!(v, UnfencedItself(..)));
+    assert_caught(Bug::ForgesVerdict, 200, |v| matches!(v, TwoActors(..)));
+}
+
+#[test]
 fn defects_of_the_arbiter_are_caught() {
     use Violation::{GrantedStranger, GrantedTwice};
     assert_caught(Bug::ArbiterForgets, 500, |v| matches!(v, GrantedTwice(_)));
