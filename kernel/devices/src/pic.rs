@@ -117,7 +117,7 @@ impl Chip {
 
     fn acknowledge(&mut self, input: u8) {
         let bit = 1 << input;
-        self.requests &= !bit | self.level;
+        self.requests &= !bit;
         if !self.auto_eoi {
             self.in_service |= bit;
         } else if self.rotate_on_auto_eoi {
@@ -252,6 +252,7 @@ impl Pic {
         };
         self.master.acknowledge(input);
         if input != spec::CASCADE {
+            self.update();
             return self.master.vector | input;
         }
         let pending = self.slave.pending(0);

@@ -87,6 +87,8 @@ fn the_power_button_interrupts_if_enabled() {
     write_word(&mut pm, T0, EVENT_PORT + 2, POWER_BUTTON_EVENT);
     assert!(pm.interrupt());
     assert_eq!(word(&mut pm, T0, EVENT_PORT + 2), POWER_BUTTON_EVENT);
+    write_word(&mut pm, T0, EVENT_PORT + 2, 0xffff);
+    assert_eq!(word(&mut pm, T0, EVENT_PORT + 2), 0x0721);
     write_word(&mut pm, T0, EVENT_PORT, !POWER_BUTTON_EVENT);
     assert!(pm.interrupt());
     write_word(&mut pm, T0, EVENT_PORT, POWER_BUTTON_EVENT);
@@ -109,6 +111,8 @@ fn three_ports_reset() {
     // Linux's reboot=pci: first the kind, then the edge.
     assert_eq!(pm.write(T0, RESET_PORT, 0x02), Some(Power::Stay));
     assert_eq!(pm.write(T0, RESET_PORT, 0x06), Some(Power::Reset));
+    assert_eq!(pm.write(T0, RESET_PORT, 0x0e), Some(Power::Stay));
+    assert_eq!(pm.read(T0, RESET_PORT), Some(0x0e));
     assert_eq!(
         block().write(T0, RESET_PORT, RESET_VALUE),
         Some(Power::Reset)

@@ -176,6 +176,9 @@ fn check_timer_falls_back_as_on_a_pc() {
     bench.redirect(0, 0x700);
     // The request that waits, and five more.
     assert_eq!(bench.run(20 * MS), [0x30; 6]);
+    // … as a vector of that pin …
+    bench.redirect(0, 0x33);
+    assert_eq!(bench.run(5 * MS), [0x33]);
     // … or as a vector of LINT0 (virtual wire).
     let mut bench = Bench::new();
     bench.init_8259(0xfe);
@@ -382,9 +385,11 @@ fn a_reset_leaves_the_clock_and_nothing_else() {
     let mut bench = Bench::new();
     bench.init_8259(0);
     bench.start_timer();
-    bench.outs(&[(0x70, 0x40), (0x71, 0x77), (0x604, 0x00), (0x21, 0x12)]);
+    bench.outs(&[(0x70, 0x40), (0x71, 0x77), (0x603, 0x01), (0x21, 0x12)]);
     bench.wait(60_000 * MS);
+    bench.chips.press_power_button(bench.now);
     bench.chips.reset(bench.now);
+    assert_eq!(bench.chips.read_port(bench.now, 0x600, 4), Some(0));
     assert_eq!(bench.chips.now(), bench.now);
     assert_eq!((bench.chips.deadline(), bench.inb(0x21)), (None, 0xff));
     bench.outs(&[(0x70, 0x40)]);

@@ -59,6 +59,12 @@ fn after_reset_it_is_there_and_disabled_by_software() {
         write(&mut apic, T0, lvt, 0x40);
         assert_eq!(read(&mut apic, T0, lvt), LVT_MASKED | 0x40);
     }
+    // Disabling it masks what was not.
+    write(&mut apic, T0, SPURIOUS, 0x1ff);
+    write(&mut apic, T0, LVT_TIMER, 0x40);
+    assert_eq!(read(&mut apic, T0, LVT_TIMER), 0x40);
+    write(&mut apic, T0, SPURIOUS, 0xff);
+    assert_eq!(read(&mut apic, T0, LVT_TIMER), LVT_MASKED | 0x40);
     assert_eq!(apic.deliver(&message(0x40)), Delivery::Refused);
     let nmi = Message {
         mode: DeliveryMode::NMI,

@@ -113,6 +113,19 @@ fn a_second_request_of_the_second_chip_is_not_lost() {
 }
 
 #[test]
+fn the_second_chips_output_falls_with_each_acknowledgement() {
+    let mut pic = linux(false);
+    // With automatic end of interrupt more can be pending at once.
+    for (port, value) in [(0xa0, 0x11), (0xa1, 0x38), (0xa1, 0x02), (0xa1, 0x03)] {
+        pic.write(port, value);
+    }
+    pic.set_lines(DISK | CLOCK);
+    assert_eq!(pic.acknowledge(), 0x38);
+    pic.write(0x20, 0x62);
+    assert_eq!(pic.acknowledge(), 0x3e);
+}
+
+#[test]
 fn special_fully_nested_lets_the_second_chip_interrupt_itself() {
     let mut pic = linux(false);
     for (port, value) in [(0x20, 0x11), (0x21, 0x30), (0x21, 0x04), (0x21, 0x11)] {
@@ -166,6 +179,11 @@ fn levels_request_until_they_fall() {
     // Those that cannot be levels stay edges.
     assert_eq!(pic.read(0x4d0), Some(0xf8));
     assert_eq!(pic.read(0x4d1), Some(0xde));
+    // Right at the acknowledgement it requests again.
+    pic.set_lines(1 << 5);
+    assert_eq!(pic.acknowledge(), 0x35);
+    assert_eq!(pic.read(0x20), Some(0x20));
+    pic.write(0x20, 0x20);
     pic.set_lines(1 << 9);
     for _ in 0..2 {
         assert_eq!(pic.acknowledge(), 0x39);
