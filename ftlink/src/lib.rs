@@ -13,6 +13,7 @@ pub mod counters;
 pub mod detector;
 pub mod fence;
 pub mod handshake;
+pub mod histogram;
 pub mod ids;
 pub mod link;
 pub mod role;

@@ -97,6 +97,8 @@ pub struct Sender {
     flush_begun: u64,
     /// Flushes the peer has not acknowledged: their ends, and when they were asked for.
     flushes: VecDeque<(u64, Instant)>,
+    /// How long flushes waited for their acknowledgement, in microseconds.
+    waits: Histogram,
     /// When the oldest unsent byte was appended.
     unsent_since: Instant,
     /// Since when appending fails.
@@ -127,6 +129,7 @@ impl Sender {
             flush_since: Instant::NEVER,
             flush_begun: 0,
             flushes: VecDeque::with_capacity(MAX_FLUSHES),
+            waits: Histogram::default(),
             unsent_since: Instant::NEVER,
             full_since: None,
         }
@@ -224,6 +227,17 @@ impl Sender {
     #[must_use]
     pub fn unacknowledged_bytes(&self) -> u64 {
         self.head - self.acknowledged
+    }
+
+    /// How long flushes waited for their acknowledgement, in microseconds.
+    #[must_use]
+    pub fn waits(&self) -> &Histogram {
+        &self.waits
+    }
+
+    /// Forgets how long flushes waited.
+    pub fn reset_waits(&mut self) {
+        self.waits.reset();
     }
 
     /// Since when the oldest flushed entry waits for its acknowledgement; `NEVER` if none does.
@@ -432,11 +446,12 @@ impl Sender {
         if report.received > self.acknowledged {
             self.acknowledged = report.received;
             self.lost.remove_below(self.acknowledged);
-            while self
+            while let Some((_, flushed)) = self
                 .flushes
                 .pop_front_if(|&mut (end, _)| end <= report.received)
-                .is_some()
-            {}
+            {
+                self.waits.record(now.since(flushed).0 / 1_000);
+            }
         }
         ReportOutcome::Taken
     }

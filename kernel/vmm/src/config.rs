@@ -513,6 +513,7 @@ fn flat(check: &Checker<'_>, table: &VmTable, kernel: String) -> Result<Image, C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::string::ToString;
 
     const GOOD: &str = r#"
 [node]

@@ -62,6 +62,10 @@ impl Plain {
     }
 }
 
+/// What stands at RIP is no instruction, although QEMU executes it: it ignores prefixes, LOCK among them, with which
+/// processors raise #UD.
+const NOT_AN_ENCODING: Exit = Exit::NoSuchInstruction;
+
 impl Vcpu {
     /// Decodes the last exit.
     #[inline(always)]
@@ -218,10 +222,7 @@ impl Vcpu {
             self.length = instruction.len() as u8;
             general_register(instruction.op_register(0))
         });
-        match register {
-            Some(register) => Exit::ReadCr { cr, register },
-            None => self.unexpected(),
-        }
+        register.map_or(NOT_AN_ENCODING, |register| Exit::ReadCr { cr, register })
     }
 
     fn cr_write(&mut self, memory: &GuestRam, cr: u8, reported: Option<arch::regs::Gpr>) -> Exit {
@@ -231,7 +232,7 @@ impl Vcpu {
             return Exit::WriteCr { cr, value };
         }
         let Some(instruction) = self.instruction(memory) else {
-            return self.unexpected();
+            return NOT_AN_ENCODING;
         };
         self.length = instruction.len() as u8;
         let cr0 = self.vmcb.save.cr0;
@@ -279,7 +280,7 @@ impl Vcpu {
         match register {
             Some(register) if write => Exit::WriteDr { dr, register },
             Some(register) => Exit::ReadDr { dr, register },
-            None => self.unexpected(),
+            None => NOT_AN_ENCODING,
         }
     }
 
