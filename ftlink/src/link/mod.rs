@@ -6,6 +6,7 @@
 //! later than [`Link::poll_at`].
 
 pub mod acks;
+pub mod measures;
 pub mod paths;
 pub mod transport;
 
@@ -24,6 +25,7 @@ use crate::role::{Asker, Gate, Mode, Role};
 use crate::stream::{AppendError, Retain};
 use crate::wire::{MAX_DATAGRAM_BYTES, MIN_MTU_BYTES};
 
+use measures::{Measures, Sampler};
 use transport::{Incoming, Stance, Transport};
 
 /// Where [`Link::egress`] writes a datagram.
@@ -108,6 +110,7 @@ pub struct Link {
     health: fence::Health,
     events: [Option<LinkEvent>; MAX_EVENTS],
     lost_events: u64,
+    sampler: Sampler,
 }
 
 impl Link {
@@ -130,6 +133,7 @@ impl Link {
             health: fence::Health::default(),
             events: [None; MAX_EVENTS],
             lost_events: 0,
+            sampler: Sampler::default(),
             config,
         };
         link.settle();
@@ -220,6 +224,11 @@ impl Link {
         self.fence.poll(now, &self.config.fence, own);
         self.health = self.fence.health(&self.config.fence, now);
         self.settle();
+        if self.sampler.is_due(now) {
+            let lag = (self.fence.gate() == Gate::Acked).then(|| self.lag(now));
+            let sent = self.transport.counters.bytes_sent;
+            self.sampler.sample(now, lag.as_ref(), sent);
+        }
     }
 
     fn suspect(&mut self, now: Instant) {
@@ -579,6 +588,18 @@ impl Link {
             bytes: sender.unacknowledged_bytes(),
             age: now.since(sender.oldest_flush()),
         }
+    }
+
+    /// What was measured since the start or the last [`reset_measures`](Self::reset_measures).
+    #[must_use]
+    pub fn measures(&self) -> Measures {
+        self.sampler.measures(self.transport.log_sender.waits())
+    }
+
+    /// Forgets what was measured.
+    pub fn reset_measures(&mut self) {
+        self.sampler.reset();
+        self.transport.log_sender.reset_waits();
     }
 
     /// The round-trip estimate of the data, once there is one.

@@ -359,6 +359,40 @@ fn a_full_ring_makes_the_writer_wait_and_goes_on_when_the_reader_reads() {
 }
 
 #[test]
+fn lag_output_delay_and_bandwidth_are_measured() {
+    let mut world = World::new(17);
+    world.protect();
+    world.links[0].reset_measures();
+    assert_eq!(world.links[0].measures(), Measures::default());
+    for _ in 0..300 {
+        world.append(&[7; 1_000]);
+        world.run_ms(1);
+    }
+    let good = world.links[0].measures();
+    // A flush waits for the way there and back, 50 us each, in steps of 100 us.
+    assert!((100..=500).contains(&good.output_delay_us.p50), "{good:?}");
+    assert_eq!(good.output_delay_us.count, 300);
+    assert!(
+        good.lag_entries.p99 <= 1 && good.lag_entries.count >= 29,
+        "{good:?}"
+    );
+    assert!(
+        (900_000..1_500_000).contains(&good.bytes_per_second.p50),
+        "{good:?}"
+    );
+    world.all_weather(|weather| weather.cut = true);
+    for _ in 0..40 {
+        world.append(&[7; 1_000]);
+        world.run_ms(1);
+    }
+    let behind = world.links[0].measures();
+    assert!(behind.lag_entries.max >= 30, "{behind:?}");
+    assert!((30_000..45_000).contains(&behind.lag_us.max), "{behind:?}");
+    assert!(behind.lag_us.p50 < 1_000, "{behind:?}");
+    assert_eq!(world.links[1].measures().lag_entries.count, 0);
+}
+
+#[test]
 fn a_silent_primary_is_replaced_and_the_backup_has_all_that_was_acknowledged() {
     let mut world = World::new(7);
     world.protect();

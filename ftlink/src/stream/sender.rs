@@ -7,6 +7,7 @@ use super::framing::{self, MAX_ENTRY_BYTES, MAX_LENGTH_BYTES};
 use super::ranges::{Range, RangeSet};
 use super::ring::ByteRing;
 use crate::counters::StreamCounters;
+use crate::histogram::Histogram;
 use crate::ids::{Duration, Instant, LogPos};
 use crate::wire::messages::{OfferRepr, StreamReport};
 
