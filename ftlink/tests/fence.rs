@@ -208,6 +208,25 @@ fn a_host_that_handed_over_to_a_dead_peer_claims_back() {
 }
 
 #[test]
+fn a_host_that_handed_over_to_a_peer_without_arbiter_claims_back() {
+    let config = Config::default();
+    let mut pair = Pair::new(config);
+    pair.arbiter[1] = false;
+    let (begun, now) = (pair.ms, pair.now());
+    assert_eq!(pair.fences[0].hand_over(now), Ok(()));
+    let wait = config.hand_over_wait.0 / 1_000_000;
+    pair.run(wait);
+    assert_eq!(pair.roles(), [Role::Joining, Role::Asking(Asker::Backup)]);
+    pair.run(10);
+    assert_eq!(pair.first(0, Ask::Claim), Some(begun + 1 + wait));
+    assert_eq!(pair.roles()[0], Role::Primary(Mode::Solo));
+    // The peer is answered at last, and joins again.
+    pair.arbiter[1] = true;
+    pair.run(200);
+    assert_eq!(pair.roles(), PROTECTED);
+}
+
+#[test]
 fn of_a_cut_link_the_primary_asks_at_once_and_the_backup_after_the_handicap() {
     let mut pair = Pair::new(Config::default());
     pair.cut();

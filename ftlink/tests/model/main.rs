@@ -224,23 +224,28 @@ fn step(world: &mut World, slots: usize, action: Action) -> Option<()> {
 /// The faults after which it is not true that exactly one host goes on. While the record names no
 /// backup, losing the owner is losing the guest; so is losing a host whose claim is on its way, which
 /// makes it the owner. While the guest is between two hosts, nobody can take it up without the
-/// arbiter. Those faults are not asked about.
+/// arbiter; that the old owner claims back when the new one does not is a matter of time, which stands
+/// still here (`a_host_that_handed_over_to_a_dead_peer_claims_back` in `tests/fence.rs`). Those faults
+/// are not asked about. What changes no role (the service NIC's carrier, a restarted arbiter) or is
+/// answered by the operator (a lost record, a divergence) is left to the safety scenarios and to
+/// `tests/fence.rs`.
 fn failing(scenario: &Scenario, world: &World) -> Vec<Fault> {
     let owner = world.record.owner.map(|owner| world::index(owner.node));
     let alone = world.record.backup.is_none();
+    let claims = |host: usize| {
+        let host = world.hosts[host].as_ref();
+        let asking = host.and_then(|host| host.fence.asking());
+        asking.is_some_and(|request| request.ask == Ask::Claim)
+    };
+    let runs = world.hosts.iter().flatten().any(|host| {
+        let role = host.fence.role();
+        role.offers_log() && role.runs_guest()
+    });
     let mut faults = scenario.faults.clone();
-    faults.retain(|fault| match fault {
-        Fault::Crash(host) | Fault::Stall(host) => {
-            let claims = world.hosts[*host]
-                .as_ref()
-                .and_then(|host| host.fence.asking());
-            let claims = claims.is_some_and(|request| request.ask == Ask::Claim);
-            !claims && (!alone || owner != Some(*host))
-        }
-        Fault::ArbiterDown => world.hosts.iter().flatten().any(|host| {
-            let role = host.fence.role();
-            role.offers_log() && role.runs_guest()
-        }),
+    faults.retain(|fault| match *fault {
+        Fault::Crash(host) | Fault::Stall(host) => !claims(host) && (!alone || owner != Some(host)),
+        Fault::ArbiterCut(host) => !claims(host) && runs,
+        Fault::ArbiterDown => runs,
         Fault::None | Fault::Cut | Fault::CutTo(_) => true,
     });
     faults.retain(|fault| !one_goes_on(world, *fault));
@@ -343,8 +348,8 @@ fn crashes_and_reboots_break_nothing() {
         protected(Budget {
             suspicions: bound(0, 1),
             crashes: 1,
-            reboots: bound(1, 2),
-            appends: bound(0, 1),
+            reboots: 1,
+            appends: bound(1, 0),
             ..QUIET
         }),
     );
@@ -355,10 +360,9 @@ fn a_cold_start_breaks_nothing() {
     explore(
         "cold start",
         cold(Budget {
-            suspicions: bound(0, 1),
             crashes: bound(0, 1),
             reboots: bound(0, 1),
-            appends: 1,
+            appends: bound(1, 0),
             ..QUIET
         }),
     );
@@ -367,9 +371,8 @@ fn a_cold_start_breaks_nothing() {
 #[test]
 fn both_hosts_losing_power_breaks_nothing() {
     let mut scenario = protected(Budget {
-        crashes: bound(0, 1),
         reboots: bound(2, 3),
-        appends: bound(0, 1),
+        appends: 1,
         ..QUIET
     });
     scenario.start.crash(0);
@@ -395,7 +398,6 @@ fn a_power_off_and_a_new_start_break_nothing() {
     explore(
         "power-off",
         protected(Budget {
-            suspicions: bound(0, 1),
             crashes: 1,
             reboots: 1,
             power_offs: 1,

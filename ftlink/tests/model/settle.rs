@@ -20,10 +20,12 @@ pub enum Fault {
     CutTo(usize),
     /// The arbiter does not answer.
     ArbiterDown,
+    /// This host alone does not reach the arbiter.
+    ArbiterCut(usize),
 }
 
 /// Every single fault.
-pub const FAULTS: [Fault; 9] = [
+pub const FAULTS: [Fault; 11] = [
     Fault::None,
     Fault::Crash(0),
     Fault::Crash(1),
@@ -33,6 +35,8 @@ pub const FAULTS: [Fault; 9] = [
     Fault::CutTo(0),
     Fault::CutTo(1),
     Fault::ArbiterDown,
+    Fault::ArbiterCut(0),
+    Fault::ArbiterCut(1),
 ];
 
 /// Rounds after which the slowest takeover is over; measured 8, with room.
@@ -68,7 +72,7 @@ fn calm(world: &mut World, host: usize) {
 }
 
 fn arbiter(world: &mut World, host: usize, fault: Fault) {
-    if fault == Fault::ArbiterDown {
+    if fault == Fault::ArbiterDown || fault == Fault::ArbiterCut(host) {
         return;
     }
     let asked: Vec<_> = world.requests.iter().copied().collect();
@@ -78,7 +82,9 @@ fn arbiter(world: &mut World, host: usize, fault: Fault) {
         }
     }
     for reply in world.replies.clone() {
-        world.reply(&reply);
+        if crate::world::index(reply.to.node) == host {
+            world.reply(&reply);
+        }
     }
 }
 
@@ -141,7 +147,9 @@ pub fn one_goes_on(world: &World, fault: Fault) -> bool {
             let [first, second] = [0, 1].map(|host| releases_alone(&world, host, fault));
             first != second
         }
-        Fault::None | Fault::Crash(_) | Fault::ArbiterDown => survivor(&world).is_some(),
+        Fault::None | Fault::Crash(_) | Fault::ArbiterDown | Fault::ArbiterCut(_) => {
+            survivor(&world).is_some()
+        }
     }
 }
 
