@@ -47,6 +47,8 @@ struct Vm {
     load_address: Option<u16>,
     test_devices: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    console: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     instruction_limit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_limit: Option<u64>,
@@ -96,6 +98,7 @@ fn linux_vm(guest: &Linux) -> Vm {
         modules: Vec::new(),
         load_address: None,
         test_devices: false,
+        console: Some("serial"),
         instruction_limit: guest.instruction_limit,
         exit_limit: None,
     }
@@ -115,6 +118,7 @@ fn vm(guest: &Guest) -> Vm {
         modules: guest.modules.clone(),
         load_address: guest.load_address,
         test_devices: true,
+        console: None,
         instruction_limit: Some(guest.limit()),
         exit_limit: guest.exit_limit,
     }

@@ -4,9 +4,12 @@
 //! their own only while the guest has stopped the clock to set it.
 
 mod calendar;
+mod reader;
 
 use bitflags::bitflags;
 use calendar::{Alarm, Format, Registers};
+
+pub use reader::unix_seconds;
 
 use crate::time::{GuestTime, NS_PER_SECOND, earliest};
 

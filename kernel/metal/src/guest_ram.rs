@@ -76,6 +76,20 @@ impl GuestRam {
         }
     }
 
+    /// Makes all of it zero, as at power-on.
+    pub fn clear(&mut self) {
+        for (n, frame) in (0..).zip(&self.frames) {
+            let word = self.touched.get_mut(n / 64);
+            if let Some(word) = word.filter(|word| **word >> (n % 64) & 1 != 0) {
+                *word &= !(1 << (n % 64));
+                // SAFETY: the frame is owned by `self` and mapped; the guest does not run now.
+                unsafe {
+                    core::ptr::write_bytes(physmap::ptr(*frame), 0, LARGE_PAGE_SIZE as usize)
+                };
+            }
+        }
+    }
+
     /// Bytes of RAM in frames marked as touched.
     fn touched_bytes(&self) -> u64 {
         let frames: u64 = self

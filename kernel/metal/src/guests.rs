@@ -6,11 +6,16 @@ use core::fmt::{self, Write};
 
 use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use vmm::config::{Config, Guest};
+use devices::acpi_pm::TimerWidth;
+use devices::chipset;
+use vmm::board::Kind;
+use vmm::config::{Config, Console, Guest};
 use vmm::cpu::Vcpu;
 use vmm::host::Host;
 use vmm::load::{GuestFiles, load};
 use vmm::machine::{Machine, Stop};
+use vmm::memory::GuestMemory;
+use vmm::nondet::Door;
 use vmm::profile::{Leaf, Profile};
 use vmm::report::{Dump, Exits};
 
@@ -19,7 +24,7 @@ use crate::entropy::Entropy;
 use crate::guest_ram::GuestRam;
 use crate::power::{self, Outcome};
 use crate::vt::{self, Backend, Vendor};
-use crate::{logger, mem, time, x86};
+use crate::{clock, logger, mem, serial, time, x86};
 
 /// Host time that a guest gets before the next one's turn, in nanoseconds.
 const SLICE_NS: u64 = 10_000_000;
@@ -42,6 +47,18 @@ impl Host for BareMetal {
 
     fn random(&mut self) -> u64 {
         self.random.as_mut().map_or(0, Rng::next_u64)
+    }
+
+    fn ticks(&self, ns: u64) -> u64 {
+        time::ticks(ns)
+    }
+
+    fn console_byte(&mut self, byte: u8) {
+        logger::console(byte);
+    }
+
+    fn console_input(&mut self) -> Option<u8> {
+        serial::read()
     }
 
     fn console_line(&mut self, guest: &str, line: &[u8]) {
@@ -91,36 +108,76 @@ fn run_on<B: Backend>(
         }
     });
     let mut outcome = Outcome::Success;
-    let mut machines = Vec::with_capacity(config.guests.len());
+    let mut running = Vec::with_capacity(config.guests.len());
     for guest in &config.guests {
-        match start(&backend, guest, &archive, &profile) {
-            Ok(machine) => machines.push(machine),
+        match start(&backend, guest, &archive, &profile, &mut host) {
+            Ok(machine) => running.push((guest, machine)),
             Err(reason) => {
                 log::error!("vm {}: not started: {reason}", guest.name);
                 outcome = Outcome::Failure;
             }
         }
     }
-    drop(archive);
+    // Guests that can ask to be started again need their files.
+    let archive = config
+        .guests
+        .iter()
+        .any(|guest| !guest.test_devices)
+        .then_some(archive);
     log::info!("memory| hypervisor_kib={}", mem::usage().hypervisor >> 10);
     log::info!(
         "boot| entry_to_first_guest_ms={}",
         time::now_ns() / 1_000_000
     );
-    let budget = (u128::from(time::tsc_frequency()) * u128::from(SLICE_NS) / 1_000_000_000) as u64;
-    while !machines.is_empty() {
-        machines.retain_mut(|machine| match machine.run(&mut host, budget) {
-            None => true,
-            Some(stop) => {
-                report(machine, stop);
-                if !stop.is_success() {
-                    outcome = Outcome::Failure;
-                }
-                false
+    let budget = time::ticks(SLICE_NS);
+    while !running.is_empty() {
+        // The earliest moment at which a guest has something to do; 0: at once.
+        let mut wake = u64::MAX;
+        running.retain_mut(|(guest, machine)| {
+            let Some(stop) = machine.run(&mut host, budget) else {
+                wake = wake.min(machine.idle_until().unwrap_or(0));
+                return true;
+            };
+            let again = match (stop, &archive) {
+                (Stop::Reset, Some(archive)) => restart(guest, archive, machine),
+                _ => false,
+            };
+            if again {
+                wake = 0;
+                return true;
             }
+            report(machine, stop);
+            if !stop.is_success() {
+                outcome = Outcome::Failure;
+            }
+            false
         });
+        if wake != 0 && !running.is_empty() {
+            time::wait_until(wake.min(time::now_ns() + SLICE_NS));
+        }
     }
     outcome
+}
+
+/// Loads a guest anew after it has reset itself. False if it cannot be loaded.
+fn restart<V: Vcpu<Memory = GuestRam>>(
+    guest: &Guest,
+    archive: &Archive,
+    machine: &mut Machine<V>,
+) -> bool {
+    log::info!("vm {}: reset", guest.name);
+    let memory = machine.memory();
+    memory.clear();
+    match load(&guest.image, archive, memory) {
+        Ok(state) => {
+            machine.restart(&state);
+            true
+        }
+        Err(error) => {
+            log::error!("vm {}: not started again: {error}", guest.name);
+            false
+        }
+    }
 }
 
 fn start<B: Backend>(
@@ -128,6 +185,7 @@ fn start<B: Backend>(
     guest: &Guest,
     archive: &Archive,
     profile: &Profile,
+    host: &mut BareMetal,
 ) -> Result<Machine<B::Vcpu>, String> {
     let mut memory = GuestRam::new(guest.memory_mib << 20).map_err(|error| {
         alloc::format!(
@@ -140,14 +198,38 @@ fn start<B: Backend>(
     let mut vcpu = backend.new_vcpu().map_err(|error| error.to_string())?;
     vcpu.restore(&state);
     log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
+    let (devices, profile) = if guest.test_devices {
+        (Kind::Test, profile.clone())
+    } else {
+        (
+            pc(guest, memory.size(), profile),
+            profile.clone().with_local_apic(),
+        )
+    };
     Ok(Machine::new(
         guest.name.clone(),
         vcpu,
         memory,
-        profile.clone(),
-        guest.test_devices,
+        profile,
+        &devices,
+        Door::new(host),
         guest.limits,
     ))
+}
+
+/// The chips of a guest that has a PC's.
+fn pc(guest: &Guest, memory: u64, profile: &Profile) -> Kind {
+    Kind::Pc {
+        chips: chipset::Config {
+            low_memory: memory,
+            high_memory: 0,
+            clock_base: clock::unix_seconds(),
+            serial: [true; 2],
+            physical_address_bits: profile.physical_bits(),
+            timer_width: TimerWidth::Bits32,
+        },
+        serial: guest.console == Console::Serial,
+    }
 }
 
 fn report<V: Vcpu>(machine: &Machine<V>, stop: Stop) {

@@ -3,10 +3,14 @@
 //! A line is put together in memory and written at once, so lines never mix.
 
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
 use crate::{serial, time};
+
+/// A guest's console has left the terminal in the middle of a line.
+static MIDDLE: AtomicBool = AtomicBool::new(false);
 
 /// Longest line in bytes; the rest is cut off and marked.
 const LINE_LIMIT: usize = 400;
@@ -83,7 +87,7 @@ impl Log for Serial {
         if written.is_err() {
             line.cut = true;
         }
-        serial::write(line.finish());
+        write_line(&mut line);
     }
 
     fn flush(&self) {
@@ -111,5 +115,18 @@ pub fn plain(text: fmt::Arguments<'_>) {
     if line.write_fmt(text).is_err() {
         line.cut = true;
     }
+    write_line(&mut line);
+}
+
+fn write_line(line: &mut Line) {
+    if MIDDLE.swap(false, Ordering::Relaxed) {
+        serial::write(b"\r\n");
+    }
     serial::write(line.finish());
+}
+
+/// Writes a byte of the guest that has the serial port. What is logged next begins on a line of its own.
+pub fn console(byte: u8) {
+    MIDDLE.store(!matches!(byte, b'\r' | b'\n'), Ordering::Relaxed);
+    serial::write(&[byte]);
 }

@@ -107,6 +107,13 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
+/// The next byte that was received.
+pub fn read() -> Option<u8> {
+    let mut byte = [0];
+    let received = PORT.lock().as_mut()?.receive_bytes(&mut byte);
+    (received == 1).then_some(byte[0])
+}
+
 /// Writes without waiting for the lock's owner, which will never run again.
 pub fn write_in_panic(bytes: &[u8]) {
     if PORT.try_lock().is_none() {

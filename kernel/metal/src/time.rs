@@ -48,6 +48,24 @@ pub fn now_ns() -> u64 {
     ((u128::from(ticks) * u128::from(scale)) >> 32) as u64
 }
 
+/// TSC ticks in `ns` nanoseconds, at least 1.
+pub fn ticks(ns: u64) -> u64 {
+    let ticks = u128::from(ns) * u128::from(tsc_frequency()) / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
+}
+
+/// Stops the processor until `until`, in nanoseconds since the kernel's entry, or until an interrupt comes.
+pub fn wait_until(until: u64) {
+    let left = until.saturating_sub(now_ns());
+    if left == 0 {
+        return;
+    }
+    let ticks = u128::from(left) * u128::from(apic::timer_frequency()) / 1_000_000_000;
+    apic::timer_arm_oneshot(ticks.clamp(1, u128::from(u32::MAX)) as u32);
+    x86::wait_for_interrupt();
+    apic::timer_disarm();
+}
+
 struct Counters {
     tsc: u64,
     lapic: u32,

@@ -208,6 +208,12 @@ pub fn interrupt_window() {
     unsafe { asm!("sti", "nop", "nop", "cli") };
 }
 
+/// Stops the processor until an interrupt comes, and takes it.
+pub fn wait_for_interrupt() {
+    // SAFETY: as in `interrupt_window`; STI's shadow covers HLT, so no interrupt can slip in between.
+    unsafe { asm!("sti", "hlt", "cli") };
+}
+
 /// A hint for a loop that waits.
 #[inline]
 pub fn pause() {

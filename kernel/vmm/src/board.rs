@@ -1,47 +1,110 @@
-//! The devices of one guest and where they answer.
+//! The devices of one guest and where they answer: the chips of a PC, or those that test guests need.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 
 use arch::addr::Gpa;
-use arch::event::Event;
+use arch::event::{Event, EventKind};
+use arch::msr;
 use devices::all_ones;
+use devices::chipset::{self, Chipset, Serial};
 use devices::debug_console::{self, DebugConsole};
-use devices::test_device::{self, Effect, TestDevice};
+use devices::lapic::GeneralProtection;
+use devices::test_device::{self, TestDevice};
+use devices::time::GuestTime;
 
-use crate::cpu::Icount;
+use crate::cpu::{Icount, Window};
 use crate::emulate::Bus;
 use crate::host::Host;
+use crate::nondet::Door;
 
 /// Accesses to nothing that are noted in the log; all are counted.
 const NOTED_UNCLAIMED: u64 = 8;
+
+/// Which devices a guest has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Those of test guests.
+    Test,
+    /// The chips of a PC.
+    Pc {
+        /// What they are told at power-on.
+        chips: chipset::Config,
+        /// COM1 is passed on byte by byte, not line by line.
+        serial: bool,
+    },
+}
+
+/// What the guest wants of its machine as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// To end, with this status.
+    Exit(u32),
+    /// To be switched off.
+    PowerOff,
+    /// To be started again.
+    Reset,
+}
+
+/// What waits for the processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// A non-maskable interrupt.
+    pub nmi: bool,
+    /// A maskable one above the processor's priority.
+    pub interrupt: bool,
+}
+
+impl Pending {
+    /// Whether anything that this window is for waits.
+    #[must_use]
+    pub const fn includes(self, window: Window) -> bool {
+        match window {
+            Window::Nmi => self.nmi,
+            Window::Interrupt => self.interrupt,
+        }
+    }
+}
 
 /// All devices of a guest.
 #[derive(Debug)]
 pub struct Board {
     guest: String,
-    console: DebugConsole,
+    /// The lines of COM1 or the debug port, and of COM2.
+    lines: [DebugConsole; 2],
+    serial: bool,
     test: Option<TestDevice>,
-    exit: Option<u32>,
+    chipset: Option<Box<Chipset>>,
+    /// CR8 of a machine without a local APIC.
+    task_priority: u8,
+    request: Option<Request>,
     unclaimed: u64,
 }
 
 impl Board {
     /// The devices of the guest named `guest`.
     #[must_use]
-    pub fn new(guest: String, test_devices: bool) -> Self {
+    pub fn new(guest: String, kind: &Kind) -> Self {
+        let (chipset, serial) = match kind {
+            Kind::Pc { chips, serial } => (Some(Box::new(Chipset::new(chips))), *serial),
+            Kind::Test => (None, false),
+        };
         Self {
             guest,
-            console: DebugConsole::default(),
-            test: test_devices.then(TestDevice::default),
-            exit: None,
+            lines: <[DebugConsole; 2]>::default(),
+            serial,
+            test: (*kind == Kind::Test).then(TestDevice::default),
+            chipset,
+            task_priority: 0,
+            request: None,
             unclaimed: 0,
         }
     }
 
-    /// The status with which the guest asked to end.
-    #[must_use]
-    pub fn exit_status(&self) -> Option<u32> {
-        self.exit
+    /// What the guest asked for, once.
+    #[inline]
+    pub fn take_request(&mut self) -> Option<Request> {
+        self.request.take()
     }
 
     /// Accesses to ports and addresses where no device is.
@@ -50,44 +113,211 @@ impl Board {
         self.unclaimed
     }
 
+    // Time.
+
     /// The next point at which a device wants attention.
+    #[inline]
     #[must_use]
     pub fn due(&self) -> Option<Icount> {
         self.test.as_ref().and_then(TestDevice::due).map(Icount)
     }
 
-    /// The event that devices hold pending for the processor.
+    /// The next instant at which a device acts by itself.
+    #[inline]
     #[must_use]
-    pub fn pending(&self, now: Icount) -> Option<Event> {
-        self.test.as_ref().and_then(|t| t.pending(now.0))
+    pub fn deadline(&self) -> Option<GuestTime> {
+        self.chipset.as_ref()?.deadline()
     }
 
-    /// The pending event was given to the processor.
-    pub fn delivered(&mut self) {
-        if let Some(test) = &mut self.test {
-            test.delivered();
+    /// Time has come to `now`.
+    pub fn advance(&mut self, now: GuestTime) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.advance(now);
         }
     }
 
-    /// The processor waits. Whether any event is or has become pending.
-    pub fn wait(&mut self, now: Icount) -> bool {
-        self.test.as_mut().is_some_and(|t| t.wait(now.0))
+    // Interrupts.
+
+    /// What devices hold pending for the processor.
+    #[inline]
+    #[must_use]
+    pub fn pending(&self, now: Icount) -> Pending {
+        if let Some(chipset) = &self.chipset {
+            let pending = chipset.pending();
+            return Pending {
+                nmi: pending.nmi,
+                interrupt: pending.interrupt.is_some(),
+            };
+        }
+        match self.test.as_ref().and_then(|test| test.pending(now.0)) {
+            None => Pending::default(),
+            Some(event) if event.kind == EventKind::Nmi => Pending {
+                nmi: true,
+                interrupt: false,
+            },
+            Some(event) => Pending {
+                nmi: false,
+                interrupt: event.vector >> 4 > self.task_priority,
+            },
+        }
     }
 
-    /// Passes on what stands on an unfinished console line.
+    /// The processor takes what is pending for this window.
+    pub fn acknowledge(&mut self, now: Icount, window: Window) -> Option<Event> {
+        if let Some(chipset) = &mut self.chipset {
+            return match window {
+                Window::Nmi => {
+                    chipset.acknowledge_nmi();
+                    Some(Event::nmi())
+                }
+                Window::Interrupt => chipset.acknowledge().map(Event::interrupt),
+            };
+        }
+        let test = self.test.as_mut()?;
+        let event = test.pending(now.0);
+        test.delivered();
+        event
+    }
+
+    /// The processor waits. Whether anything could end that.
+    pub fn wait(&mut self, now: Icount) -> bool {
+        self.chipset.is_some() || self.test.as_mut().is_some_and(|t| t.wait(now.0))
+    }
+
+    /// Whether something outside of the guest's own execution can end its waiting.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.chipset.is_some()
+    }
+
+    /// CR8, 0 … 15.
+    #[must_use]
+    pub fn task_priority(&self) -> u8 {
+        self.chipset
+            .as_ref()
+            .map_or(self.task_priority, |chipset| chipset.cr8())
+    }
+
+    /// MOV to CR8 of 0 … 15.
+    pub fn set_task_priority(&mut self, priority: u8) {
+        match &mut self.chipset {
+            Some(chipset) => chipset.set_cr8(priority),
+            None => self.task_priority = priority,
+        }
+    }
+
+    // MSRs.
+
+    /// Whether a device has this MSR.
+    #[must_use]
+    pub fn has_msr(&self, number: u32) -> bool {
+        self.chipset.is_some() && Chipset::has_msr(number)
+    }
+
+    /// RDMSR of one that a device has.
+    ///
+    /// # Errors
+    ///
+    /// #GP.
+    pub fn read_msr(
+        &mut self,
+        host: &mut impl Host,
+        door: &mut Door,
+        number: u32,
+    ) -> Result<u64, GeneralProtection> {
+        let chipset = self.chipset.as_mut().ok_or(GeneralProtection)?;
+        chipset.read_msr(instant(door, host, msr_shows_time(number)), number)
+    }
+
+    /// WRMSR to one that a device has.
+    ///
+    /// # Errors
+    ///
+    /// #GP.
+    pub fn write_msr(
+        &mut self,
+        host: &mut impl Host,
+        door: &mut Door,
+        number: u32,
+        value: u64,
+    ) -> Result<(), GeneralProtection> {
+        let chipset = self.chipset.as_mut().ok_or(GeneralProtection)?;
+        let now = instant(door, host, msr_shows_time(number));
+        let effect = chipset.write_msr(now, number, value)?;
+        self.perform(host, effect);
+        Ok(())
+    }
+
+    /// The time-stamp counter is ahead of guest time by `offset` from `now` on.
+    pub fn set_tsc_offset(&mut self, now: GuestTime, offset: u64) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.set_tsc_offset(now, offset);
+        }
+    }
+
+    // The outside.
+
+    /// Takes in what was typed on the guest's console.
+    pub fn listen(&mut self, host: &mut impl Host, now: GuestTime) {
+        if !self.serial {
+            return;
+        }
+        let Some(chipset) = &mut self.chipset else {
+            return;
+        };
+        while let Some(byte) = host.console_input() {
+            // A full queue drops it, as a line without flow control does.
+            chipset.receive(now, Serial::One, &[byte]);
+        }
+    }
+
+    /// The machine is reset.
+    pub fn reset(&mut self, now: GuestTime) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.reset(now);
+        }
+        self.task_priority = 0;
+        self.request = None;
+    }
+
+    /// Passes on what stands on unfinished console lines.
     pub fn flush(&mut self, host: &mut impl Host) {
-        let line = self.console.take();
-        if !line.is_empty() {
-            host.console_line(&self.guest, line);
+        for lines in &mut self.lines {
+            let line = lines.take();
+            if !line.is_empty() {
+                host.console_line(&self.guest, line);
+            }
         }
     }
 
     /// The board as a bus for an instruction that retires as number `now`.
-    pub fn bus<'a, H: Host>(&'a mut self, host: &'a mut H, now: Icount) -> BoardBus<'a, H> {
+    pub fn bus<'a, H: Host>(
+        &'a mut self,
+        host: &'a mut H,
+        door: &'a mut Door,
+        now: Icount,
+    ) -> BoardBus<'a, H> {
         BoardBus {
             board: self,
             host,
+            door,
             now,
+        }
+    }
+
+    fn perform(&mut self, host: &mut impl Host, effect: chipset::Effect) {
+        match effect {
+            chipset::Effect::None => {}
+            chipset::Effect::Console(Serial::One, byte) if self.serial => host.console_byte(byte),
+            chipset::Effect::Console(serial, byte) => self.print(host, serial, byte),
+            chipset::Effect::PowerOff => self.request = Some(Request::PowerOff),
+            chipset::Effect::Reset => self.request = Some(Request::Reset),
+        }
+    }
+
+    fn print(&mut self, host: &mut impl Host, serial: Serial, byte: u8) {
+        if let Some(line) = self.lines[serial as usize].write(byte) {
+            host.console_line(&self.guest, line);
         }
     }
 
@@ -99,10 +329,48 @@ impl Board {
     }
 }
 
+/// The time of an access: asked for where the access shows or starts a clock, so that all others cost the
+/// log nothing.
+#[inline]
+fn instant(door: &mut Door, host: &mut impl Host, shows_time: bool) -> GuestTime {
+    if shows_time {
+        door.now(host)
+    } else {
+        door.last()
+    }
+}
+
+/// The x2APIC's timer: LVT, initial and current count, divider. A TSC deadline is absolute.
+const fn msr_shows_time(number: u32) -> bool {
+    matches!(
+        number.wrapping_sub(msr::X2APIC_BASE),
+        0x32 | 0x38 | 0x39 | 0x3e
+    )
+}
+
+/// The same registers of an xAPIC, wherever it lies.
+const fn memory_shows_time(gpa: Gpa) -> bool {
+    matches!(gpa.page_offset() & 0xff0, 0x320 | 0x380 | 0x390 | 0x3e0)
+}
+
+/// The timer chip and the speaker port, the clock, the power management timer.
+const fn port_shows_time(port: u16) -> bool {
+    use devices::{acpi_pm, pit, rtc};
+    const TIMER_LAST_PORT: u16 = acpi_pm::spec::TIMER_PORT + 3;
+    matches!(
+        port,
+        pit::spec::COUNTER_PORT..=pit::spec::CONTROL_PORT
+            | pit::spec::CONTROL_B_PORT
+            | rtc::spec::INDEX_PORT..=rtc::spec::DATA_PORT
+            | acpi_pm::spec::EVENT_PORT..=TIMER_LAST_PORT
+    )
+}
+
 /// The board while one instruction is executed.
 pub struct BoardBus<'a, H: Host> {
     board: &'a mut Board,
     host: &'a mut H,
+    door: &'a mut Door,
     now: Icount,
 }
 
@@ -113,11 +381,41 @@ impl<H: Host> BoardBus<'_, H> {
             .checked_sub(SCRATCH)
             .filter(|offset| *offset < SCRATCH_BYTES as u64)
     }
+
+    fn read_test_port(&self, port: u16, size: u8) -> Option<u32> {
+        if port == debug_console::spec::PORT {
+            return Some(all_ones(size) as u32 & !0xff | u32::from(debug_console::spec::SIGNATURE));
+        }
+        self.board.test.as_ref()?.read_port(port)
+    }
+
+    /// Whether a device for tests took it.
+    fn write_test_port(&mut self, port: u16, value: u32) -> bool {
+        if port == debug_console::spec::PORT {
+            self.board.print(self.host, Serial::One, value as u8);
+            return true;
+        }
+        let now = self.now.0;
+        let test = self.board.test.as_mut();
+        match test.and_then(|test| test.write_port(now, port, value)) {
+            Some(test_device::Effect::Exit(status)) => {
+                self.board.request = Some(Request::Exit(status));
+            }
+            Some(test_device::Effect::None) => {}
+            None => return false,
+        }
+        true
+    }
 }
 
 impl<H: Host> Bus for BoardBus<'_, H> {
     fn read(&mut self, gpa: Gpa, size: u8) -> u64 {
-        if let (Some(test), Some(offset)) = (&self.board.test, Self::scratch_offset(gpa)) {
+        if let Some(chipset) = &mut self.board.chipset {
+            let now = instant(self.door, self.host, memory_shows_time(gpa));
+            if let Some(value) = chipset.read_memory(now, gpa.0, size) {
+                return value;
+            }
+        } else if let (Some(test), Some(offset)) = (&self.board.test, Self::scratch_offset(gpa)) {
             return test.read_scratch(offset, size);
         }
         self.board
@@ -126,46 +424,47 @@ impl<H: Host> Bus for BoardBus<'_, H> {
     }
 
     fn write(&mut self, gpa: Gpa, size: u8, value: u64) {
-        if let (Some(test), Some(offset)) = (&mut self.board.test, Self::scratch_offset(gpa)) {
-            test.write_scratch(offset, size, value);
-            return;
+        if let Some(chipset) = &mut self.board.chipset {
+            let now = instant(self.door, self.host, memory_shows_time(gpa));
+            if let Some(effect) = chipset.write_memory(now, gpa.0, size, value) {
+                return self.board.perform(self.host, effect);
+            }
+        } else if let (Some(test), Some(offset)) = (&mut self.board.test, Self::scratch_offset(gpa))
+        {
+            return test.write_scratch(offset, size, value);
         }
         self.board
             .note_unclaimed(format_args!("guest physical {:#x} (write {size})", gpa.0));
     }
 
     fn read_port(&mut self, port: u16, size: u8) -> u32 {
-        if port == debug_console::spec::PORT {
-            return all_ones(size) as u32 & !0xff | u32::from(debug_console::spec::SIGNATURE);
-        }
-        if let Some(value) = self.board.test.as_ref().and_then(|t| t.read_port(port)) {
-            return value & all_ones(size) as u32;
-        }
-        self.board
-            .note_unclaimed(format_args!("port {port:#x} (read {size})"));
-        all_ones(size) as u32
+        let value = if let Some(chipset) = &mut self.board.chipset {
+            let now = instant(self.door, self.host, port_shows_time(port));
+            chipset.read_port(now, port, size)
+        } else {
+            self.read_test_port(port, size)
+        };
+        value.unwrap_or_else(|| {
+            self.board
+                .note_unclaimed(format_args!("port {port:#x} (read {size})"));
+            u32::MAX
+        }) & all_ones(size) as u32
     }
 
     fn write_port(&mut self, port: u16, size: u8, value: u32) {
         let value = value & all_ones(size) as u32;
-        if port == debug_console::spec::PORT {
-            if let Some(line) = self.board.console.write(value as u8) {
-                self.host.console_line(&self.board.guest, line);
-            }
-            return;
-        }
-        let now = self.now.0;
-        match self
-            .board
-            .test
-            .as_mut()
-            .and_then(|t| t.write_port(now, port, value))
-        {
-            Some(Effect::Exit(status)) => self.board.exit = Some(status),
-            Some(Effect::None) => {}
-            None => self
-                .board
-                .note_unclaimed(format_args!("port {port:#x} (write {size})")),
+        let taken = if let Some(chipset) = &mut self.board.chipset {
+            let now = instant(self.door, self.host, port_shows_time(port));
+            let effect = chipset.write_port(now, port, size, value);
+            self.board
+                .perform(self.host, effect.unwrap_or(chipset::Effect::None));
+            effect.is_some()
+        } else {
+            self.write_test_port(port, value)
+        };
+        if !taken {
+            self.board
+                .note_unclaimed(format_args!("port {port:#x} (write {size})"));
         }
     }
 }

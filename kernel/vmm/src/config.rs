@@ -91,6 +91,17 @@ pub struct Limits {
     pub exits: Option<u64>,
 }
 
+/// Where a guest's first serial port leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Console {
+    /// Its lines are logged under the guest's name; nothing can be typed.
+    #[default]
+    Log,
+    /// To the host's serial port, byte by byte, both ways. One guest can have that.
+    Serial,
+}
+
 /// One guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
@@ -100,8 +111,10 @@ pub struct Guest {
     pub memory_mib: u64,
     /// What is started.
     pub image: Image,
-    /// The devices test guests need are present.
+    /// The devices test guests need are present, instead of the chips of a PC.
     pub test_devices: bool,
+    /// Where its console is.
+    pub console: Console,
     /// When it is stopped whatever it does.
     pub limits: Limits,
 }
@@ -232,6 +245,7 @@ struct VmTable {
     load_address: Option<Spanned<u64>>,
     #[serde(default)]
     test_devices: bool,
+    console: Option<Spanned<Console>>,
     instruction_limit: Option<Spanned<u64>>,
     exit_limit: Option<Spanned<u64>>,
 }
@@ -292,6 +306,13 @@ impl Config {
             if guests.iter().any(|g: &Guest| g.name == guest.name) {
                 let message = format!("vm.name: {:?} is used twice", guest.name);
                 return Err(check.error(table.get_ref().name.span(), message));
+            }
+            if guest.console == Console::Serial
+                && guests.iter().any(|g: &Guest| g.console == Console::Serial)
+            {
+                let span = table.get_ref().console.as_ref().map_or(0..0, Spanned::span);
+                let message = "vm.console: another guest has the serial port";
+                return Err(check.error(span, message));
             }
             if guests.len() == MAX_GUESTS {
                 let message = format!("vm: more than {MAX_GUESTS} guests");
@@ -381,8 +402,19 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         memory_mib,
         image,
         test_devices: table.test_devices,
+        console: console(check, table)?,
         limits,
     })
+}
+
+fn console(check: &Checker<'_>, table: &VmTable) -> Result<Console, ConfigError> {
+    match &table.console {
+        Some(serial) if table.test_devices && *serial.get_ref() == Console::Serial => {
+            let message = "vm.console: a guest with test devices has no serial port";
+            Err(check.error(serial.span(), message))
+        }
+        other => Ok(other.as_ref().map_or(Console::default(), |c| *c.get_ref())),
+    }
 }
 
 fn limit(
@@ -559,6 +591,22 @@ load_address = 0x7c00
         assert_eq!(config.guests.len(), 2);
         let files: Vec<_> = config.guests[0].image.files().collect();
         assert_eq!(files, ["hello.elf", "one", "two"]);
+    }
+
+    #[test]
+    fn one_guest_has_the_serial_port() {
+        let vm = "\n[[vm]]\nname = \"NAME\"\nmemory_mib = 64\nkernel = \"k\"\nformat = \"linux\"\nconsole = \"serial\"\n";
+        let node = "[node]\nname = \"a\"\n";
+        let one = [node, &vm.replace("NAME", "one")].concat();
+        let config = Config::parse(&one).expect("is good");
+        assert_eq!(config.guests[0].console, Console::Serial);
+        let two = [one.as_str(), &vm.replace("NAME", "two")].concat();
+        assert_eq!(
+            error(&two),
+            "duet.toml line 16: vm.console: another guest has the serial port"
+        );
+        let test = [one.as_str(), "test_devices = true\n"].concat();
+        assert!(error(&test).contains("vm.console: a guest with test devices"));
     }
 
     #[test]

@@ -8,6 +8,16 @@ pub trait Host {
     /// Random bits from the host's entropy; 0 if it has none. Only [`crate::nondet::Door`] may ask.
     fn random(&mut self) -> u64;
 
-    /// A line that the guest named `guest` wrote to its debug console, without its line feed.
+    /// Host TSC ticks in so many nanoseconds, at least 1: how long the processor may run, which no guest sees.
+    fn ticks(&self, ns: u64) -> u64;
+
+    /// A line that the guest named `guest` wrote to its debug console or an unattached serial port, without its line
+    /// feed.
     fn console_line(&mut self, guest: &str, line: &[u8]);
+
+    /// A byte that the guest with the host's serial port wrote to COM1.
+    fn console_byte(&mut self, byte: u8);
+
+    /// A byte typed for the guest with the host's serial port.
+    fn console_input(&mut self) -> Option<u8>;
 }

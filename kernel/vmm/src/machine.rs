@@ -4,11 +4,12 @@ use alloc::string::String;
 use core::fmt;
 
 use arch::addr::Gpa;
+use arch::regs::CpuState;
 
-use crate::board::Board;
+use crate::board::{Board, Kind, Pending, Request};
 use crate::code::MAX_INSTRUCTION;
 use crate::config::Limits;
-use crate::cpu::{Icount, Vcpu, Window};
+use crate::cpu::{Icount, Vcpu};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
 use crate::nondet::Door;
@@ -20,6 +21,10 @@ use crate::stats::ExitStatistics;
 pub enum Stop {
     /// It ended itself through the exit port.
     ExitStatus(u32),
+    /// It switched itself off.
+    PowerOff,
+    /// It asked to be started again.
+    Reset,
     /// It executed HLT and nothing can wake it.
     Halted,
     /// Its processor shut down.
@@ -52,7 +57,7 @@ impl Stop {
     /// Whether the guest ended as it wanted to.
     #[must_use]
     pub const fn is_success(&self) -> bool {
-        matches!(self, Stop::ExitStatus(0))
+        matches!(self, Stop::ExitStatus(0) | Stop::PowerOff)
     }
 
     /// Whether a dump of the machine helps to understand it.
@@ -60,7 +65,12 @@ impl Stop {
     pub const fn wants_dump(&self) -> bool {
         !matches!(
             self,
-            Stop::ExitStatus(_) | Stop::Halted | Stop::InstructionLimit | Stop::ExitLimit
+            Stop::ExitStatus(_)
+                | Stop::PowerOff
+                | Stop::Reset
+                | Stop::Halted
+                | Stop::InstructionLimit
+                | Stop::ExitLimit
         )
     }
 }
@@ -69,6 +79,8 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Stop::ExitStatus(status) => write!(f, "exit status {status}"),
+            Stop::PowerOff => f.write_str("power off"),
+            Stop::Reset => f.write_str("reset"),
             Stop::Halted => f.write_str("halted"),
             Stop::TripleFault => f.write_str("triple fault"),
             Stop::InstructionLimit => f.write_str("instruction limit"),
@@ -104,6 +116,16 @@ impl fmt::Display for Stop {
     }
 }
 
+impl From<Request> for Stop {
+    fn from(request: Request) -> Self {
+        match request {
+            Request::Exit(status) => Stop::ExitStatus(status),
+            Request::PowerOff => Stop::PowerOff,
+            Request::Reset => Stop::Reset,
+        }
+    }
+}
+
 /// A guest machine.
 pub struct Machine<V: Vcpu> {
     /// Its name in the configuration.
@@ -118,10 +140,8 @@ pub struct Machine<V: Vcpu> {
     pub(crate) stop: Option<Stop>,
     /// Waiting in HLT.
     pub(crate) halted: bool,
-    /// The window that was asked of the processor.
-    pub(crate) wanted: Option<Window>,
-    /// CR8: interrupts of this priority class and below wait.
-    pub(crate) task_priority: u8,
+    /// What the processor was asked windows for.
+    pub(crate) wanted: Pending,
     /// TSC_AUX, which only RDTSCP shows: it exits, so the register need not be in the processor.
     pub(crate) tsc_aux: u32,
     pub(crate) limit: Icount,
@@ -142,11 +162,12 @@ impl<V: Vcpu> Machine<V> {
         vcpu: V,
         memory: V::Memory,
         profile: Profile,
-        test_devices: bool,
+        devices: &Kind,
+        door: Door,
         limits: Limits,
     ) -> Self {
         let dr7 = vcpu.debug().dr7;
-        let board = Board::new(name.clone(), test_devices);
+        let board = Board::new(name.clone(), devices);
         let limit = limits
             .instructions
             .map_or(Icount::NEVER, |n| vcpu.icount().after(n));
@@ -155,14 +176,13 @@ impl<V: Vcpu> Machine<V> {
             vcpu,
             memory,
             board,
-            door: Door::default(),
+            door,
             profile,
             stats: ExitStatistics::default(),
             decoded: DecodeCache::default(),
             stop: None,
             halted: false,
-            wanted: None,
-            task_priority: 0,
+            wanted: Pending::default(),
             tsc_aux: 0,
             limit,
             exit_limit: limits.exits.unwrap_or(u64::MAX),
@@ -188,6 +208,30 @@ impl<V: Vcpu> Machine<V> {
     #[must_use]
     pub fn vcpu(&mut self) -> &mut V {
         &mut self.vcpu
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn memory(&mut self) -> &mut V::Memory {
+        &mut self.memory
+    }
+
+    /// Starts it again, after a reset, with what the loader has put into its memory and returned as `state`.
+    /// Instructions go on being counted from where they were.
+    pub fn restart(&mut self, state: &CpuState) {
+        let state = CpuState {
+            icount: self.vcpu.icount().0,
+            ..*state
+        };
+        self.vcpu.restore(&state);
+        self.want(Pending::default());
+        self.board.reset(self.door.last());
+        self.door.reset();
+        self.stop = None;
+        self.halted = false;
+        self.tsc_aux = 0;
+        self.traps = 0;
+        self.port_breakpoints = has_port_breakpoint(state.debug.dr7);
     }
 
     /// Takes the machine apart, so that its memory can be given back.

@@ -1,7 +1,9 @@
 //! The one door: every value that is not a function of the guest's own execution enters here.
 //!
 //! This release only runs live: values are taken from the host. A handler is written once for live,
-//! recorded and replayed guests, because all it knows is [`Door::take`].
+//! recorded and replayed guests, because all it knows is [`Door::take`] and [`Door::now`].
+
+use devices::time::GuestTime;
 
 use crate::host::Host;
 
@@ -21,28 +23,71 @@ pub enum Question {
 /// The door of one guest.
 #[derive(Clone, Debug, Default)]
 pub struct Door {
-    last_time_stamp: u64,
+    /// Host time at which guest time was zero, in nanoseconds.
+    base: u64,
+    /// The guest time that entered last.
+    last: GuestTime,
     /// What WRMSR to the time-stamp counter added: a function of the guest's execution.
     time_stamp_offset: u64,
 }
 
 impl Door {
+    /// The door of a guest that is switched on now.
+    pub fn new(host: &mut impl Host) -> Self {
+        Self {
+            base: host.now_ns(),
+            ..Self::default()
+        }
+    }
+
     /// The answer to a question at this point of execution.
     pub fn take(&mut self, host: &mut impl Host, question: Question) -> u64 {
         match question {
-            Question::TimeStamp => {
-                let now = host.now_ns().max(self.last_time_stamp);
-                self.last_time_stamp = now;
-                now.wrapping_add(self.time_stamp_offset)
-            }
+            Question::TimeStamp => self.now(host).0.wrapping_add(self.time_stamp_offset),
             Question::Random => host.random(),
         }
     }
 
-    /// The guest wrote `value` to its time-stamp counter.
-    pub fn set_time_stamp(&mut self, host: &mut impl Host, value: u64) {
-        let now = self.take(host, Question::TimeStamp);
-        self.time_stamp_offset = self.time_stamp_offset.wrapping_add(value.wrapping_sub(now));
+    /// Guest time, asked for at this point of execution.
+    #[inline]
+    pub fn now(&mut self, host: &mut impl Host) -> GuestTime {
+        let now = GuestTime(host.now_ns().wrapping_sub(self.base));
+        self.last = self.last.max(now);
+        self.last
+    }
+
+    /// The guest time that entered last: what devices go by at accesses that do not show time.
+    #[must_use]
+    pub const fn last(&self) -> GuestTime {
+        self.last
+    }
+
+    /// Lets time enter if `deadline` has come; else says how many nanoseconds are left.
+    #[inline]
+    pub fn time(&mut self, host: &mut impl Host, deadline: GuestTime) -> Result<GuestTime, u64> {
+        let now = GuestTime(host.now_ns().wrapping_sub(self.base)).max(self.last);
+        if now < deadline {
+            return Err(deadline.since(now));
+        }
+        self.last = now;
+        Ok(now)
+    }
+
+    /// The host time, in nanoseconds, at which it will be `time` for the guest.
+    #[must_use]
+    pub const fn host_time(&self, time: GuestTime) -> u64 {
+        self.base.saturating_add(time.0)
+    }
+
+    /// The guest wrote `value` to its time-stamp counter. Returns how far the counter is ahead of guest time now.
+    pub fn set_time_stamp(&mut self, host: &mut impl Host, value: u64) -> u64 {
+        self.time_stamp_offset = value.wrapping_sub(self.now(host).0);
+        self.time_stamp_offset
+    }
+
+    /// The guest's processor is reset: its counter shows guest time again.
+    pub fn reset(&mut self) {
+        self.time_stamp_offset = 0;
     }
 }
 
@@ -72,11 +117,29 @@ mod tests {
             ..TestHost::default()
         };
         let mut door = Door::default();
-        door.set_time_stamp(&mut host, 5);
+        assert_eq!(door.set_time_stamp(&mut host, 5), 5u64.wrapping_sub(100));
         host.now_ns = 110;
         assert_eq!(door.take(&mut host, Question::TimeStamp), 15);
         door.set_time_stamp(&mut host, u64::MAX);
         host.now_ns = 112;
         assert_eq!(door.take(&mut host, Question::TimeStamp), 1);
+        door.reset();
+        assert_eq!(door.take(&mut host, Question::TimeStamp), 112);
+    }
+
+    #[test]
+    fn time_enters_when_the_deadline_has_come_and_not_before() {
+        let mut host = TestHost {
+            now_ns: 1000,
+            ..TestHost::default()
+        };
+        let mut door = Door::new(&mut host);
+        host.now_ns = 1040;
+        assert_eq!(door.time(&mut host, GuestTime(50)), Err(10));
+        assert_eq!(door.last(), GuestTime(0));
+        assert_eq!(door.host_time(GuestTime(50)), 1050);
+        host.now_ns = 1051;
+        assert_eq!(door.time(&mut host, GuestTime(50)), Ok(GuestTime(51)));
+        assert_eq!(door.last(), GuestTime(51));
     }
 }

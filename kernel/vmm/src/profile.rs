@@ -36,6 +36,9 @@ const LEAF_1_ECX: u32 = 1 << 0 // SSE3
 const LEAF_1_ECX_XSAVE: u32 = 1 << 26;
 const LEAF_1_ECX_OSXSAVE: u32 = 1 << 27;
 const LEAF_1_ECX_AVX: u32 = 1 << 28;
+const LEAF_1_ECX_X2APIC: u32 = 1 << 21;
+const LEAF_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
+const LEAF_1_EDX_APIC: u32 = 1 << 9;
 const LEAF_1_ECX_HYPERVISOR: u32 = 1 << 31;
 /// VEX-encoded extensions that make no sense without AVX: FMA and F16C.
 const LEAF_1_ECX_NEEDS_AVX: u32 = LEAF_1_ECX_AVX | 1 << 12 | 1 << 29;
@@ -149,6 +152,31 @@ impl Profile {
             profile.efer |= Efer::NXE;
         }
         profile
+    }
+
+    /// The same processor with a local APIC that can be an x2APIC and whose timer takes TSC deadlines.
+    #[must_use]
+    pub fn with_local_apic(mut self) -> Self {
+        for (leaf, _, answer) in &mut self.leaves {
+            match leaf {
+                1 => {
+                    answer.ecx |= LEAF_1_ECX_X2APIC | LEAF_1_ECX_TSC_DEADLINE;
+                    answer.edx |= LEAF_1_EDX_APIC;
+                }
+                0x8000_0001 if answer.edx & EXT_1_EDX & LEAF_1_EDX != 0 => {
+                    answer.edx |= LEAF_1_EDX_APIC;
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// Physical address bits.
+    #[must_use]
+    pub fn physical_bits(&self) -> u8 {
+        let sizes = self.find(0x8000_0008, 0).unwrap_or_default();
+        sizes.eax as u8
     }
 
     fn allowed_cr4(&self, has_xsave: bool) -> Cr4 {
@@ -320,15 +348,14 @@ fn basic_leaves(
         }
     }
     let mhz = (GUEST_TSC_HZ / 1_000_000) as u32;
-    let crystal_hz = 25_000_000;
-    let ratio = (GUEST_TSC_HZ / u64::from(crystal_hz)) as u32;
     leaves.push((
         0x15,
         0,
         Leaf {
             eax: 1,
-            ebx: ratio,
-            ecx: crystal_hz,
+            ebx: 1,
+            // The crystal clocks the local APIC's timer too (SDM 3 11.5.4).
+            ecx: GUEST_TSC_HZ as u32,
             edx: 0,
         },
     ));

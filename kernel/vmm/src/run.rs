@@ -1,8 +1,9 @@
 //! The loop: exit → handle → place → inject → enter.
 
-use arch::event::{Event, EventKind, vector};
+use arch::event::{Event, vector};
 use arch::regs::Rflags;
 
+use crate::board::Pending;
 use crate::cpu::{Exit, Icount, Vcpu, Window};
 use crate::exits::{self, Next};
 use crate::host::Host;
@@ -17,21 +18,21 @@ const MAX_EXITS_PER_SLICE: u32 = 4096;
 const DR6_SINGLE_STEP: u64 = 1 << 14;
 
 impl<V: Vcpu> Machine<V> {
-    /// Runs the guest for about `budget` host TSC ticks or until it stops. Returns why it stopped, at
-    /// once if it had already.
+    /// Runs the guest for about `budget` host TSC ticks, until it waits, or until it stops. Returns why it
+    /// stopped, at once if it had already.
     pub fn run(&mut self, host: &mut impl Host, budget: u64) -> Option<Stop> {
         self.stats.resume();
         if self.stats.noted() >= self.exit_limit {
             self.stop.get_or_insert(Stop::ExitLimit);
         }
+        self.board.listen(host, self.door.last());
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;
             }
-            let until = self.place();
-            if self.stop.is_some() {
+            let Some((until, budget)) = self.place(host, budget) else {
                 break;
-            }
+            };
             let exit = self.vcpu.run(&mut self.memory, until, budget);
             let trace = Trace {
                 reason: Reason::from(&exit),
@@ -51,8 +52,8 @@ impl<V: Vcpu> Machine<V> {
                 Next::Inject(event) => self.inject(event),
                 Next::Stop(stop) => self.stop = Some(stop),
             }
-            if let Some(status) = self.board.exit_status() {
-                self.stop = Some(Stop::ExitStatus(status));
+            if let Some(request) = self.board.take_request() {
+                self.stop = Some(request.into());
             }
             if matches!(exit, Exit::HostWork) {
                 break;
@@ -64,81 +65,80 @@ impl<V: Vcpu> Machine<V> {
         self.stop
     }
 
-    /// Gives the processor what it can take now, asks for a window for what it cannot, and says how far
-    /// it may run.
+    /// The host time, in nanoseconds, until which the guest has nothing to do; `None` if it has.
+    #[must_use]
+    pub fn idle_until(&self) -> Option<u64> {
+        let waits = self.halted && self.stop.is_none();
+        waits.then(|| match self.board.deadline() {
+            Some(deadline) => self.door.host_time(deadline),
+            None => u64::MAX,
+        })
+    }
+
+    /// Lets time enter that has come, gives the processor what it can take now, asks for windows for what it
+    /// cannot, and says how far and for how many host ticks it may run. `None`: it waits, or has stopped.
     #[inline]
-    fn place(&mut self) -> Icount {
+    fn place(&mut self, host: &mut impl Host, mut budget: u64) -> Option<(Icount, u64)> {
         let now = self.vcpu.icount();
         if now >= self.limit {
             self.stop = Some(Stop::InstructionLimit);
-            return now;
+            return None;
         }
-        match self.board.due() {
-            Some(due) if due > now => {
-                self.want(None);
-                due.min(self.limit)
-            }
-            Some(_) => {
-                self.deliver(now);
-                self.limit
-            }
-            None => {
-                self.want(None);
-                if self.halted {
-                    self.stop = Some(Stop::Halted);
+        while let Some(deadline) = self.board.deadline() {
+            match self.door.time(host, deadline) {
+                // The next deadline lies behind `time`.
+                Ok(time) => self.board.advance(time),
+                Err(left) => {
+                    budget = budget.min(host.ticks(left));
+                    break;
                 }
-                self.limit
             }
         }
-    }
-
-    /// Hands over the event that devices hold pending, or asks for the window in which it can be taken.
-    fn deliver(&mut self, now: Icount) {
-        let pending = self
-            .board
-            .pending(now)
-            .filter(|event| self.above_task_priority(event));
-        let Some(event) = pending else {
-            self.want(None);
-            if self.halted {
+        self.deliver(now);
+        if self.halted {
+            // With interrupts off only an NMI could end it.
+            if !self.board.hears() || !self.vcpu.rflags().contains(Rflags::IF) {
                 self.stop = Some(Stop::Halted);
             }
-            return;
-        };
-        let window = match event.kind {
-            EventKind::Nmi => Window::Nmi,
-            _ => Window::Interrupt,
-        };
-        if self.vcpu.can_take(window) {
-            self.halted = false;
-            self.board.delivered();
-            self.inject(event);
-            self.want(None);
-        } else if self.halted {
-            // Interrupts are off and only an interrupt is pending: nothing can wake it.
-            self.stop = Some(Stop::Halted);
-        } else {
-            self.want(Some(window));
+            return None;
         }
+        let until = match self.board.due() {
+            Some(due) if due > now => due.min(self.limit),
+            _ => self.limit,
+        };
+        Some((until, budget))
     }
 
-    /// Asks for this window and for no other: one that nothing waits for any more would end every run at once.
+    /// Hands over what devices hold pending, or asks for the window in which it can be taken.
     #[inline]
-    fn want(&mut self, window: Option<Window>) {
-        if self.wanted == window {
-            return;
+    fn deliver(&mut self, now: Icount) {
+        let mut pending = self.board.pending(now);
+        for window in [Window::Nmi, Window::Interrupt] {
+            if pending.includes(window) && self.vcpu.can_take(window) {
+                if let Some(event) = self.board.acknowledge(now, window) {
+                    self.halted = false;
+                    self.inject(event);
+                }
+                pending = self.board.pending(now);
+            }
         }
-        if let Some(old) = self.wanted {
-            self.vcpu.request_window(old, false);
-        }
-        if let Some(new) = window {
-            self.vcpu.request_window(new, true);
-        }
-        self.wanted = window;
+        self.want(pending);
     }
 
-    fn above_task_priority(&self, event: &Event) -> bool {
-        event.kind != EventKind::Interrupt || event.vector >> 4 > self.task_priority
+    /// Asks for the windows of what is pending and for no other: one that nothing waits for any more would end
+    /// every run at once.
+    #[inline]
+    pub(crate) fn want(&mut self, pending: Pending) {
+        if self.wanted == pending {
+            return;
+        }
+        for window in [Window::Nmi, Window::Interrupt] {
+            let wanted = pending.includes(window);
+            if wanted != self.wanted.includes(window) {
+                self.vcpu.request_window(window, wanted);
+            }
+        }
+        self.wanted = pending;
     }
 
     /// Gives an event to the processor; one exception too many is a triple fault.

@@ -100,6 +100,10 @@ pub struct TestHost {
     pub now_ns: u64,
     pub random: u64,
     pub lines: Vec<String>,
+    /// What COM1 said.
+    pub said: Vec<u8>,
+    /// What is typed on COM1.
+    pub typed: VecDeque<u8>,
 }
 
 impl Host for TestHost {
@@ -109,6 +113,18 @@ impl Host for TestHost {
 
     fn random(&mut self) -> u64 {
         self.random
+    }
+
+    fn ticks(&self, ns: u64) -> u64 {
+        ns
+    }
+
+    fn console_byte(&mut self, byte: u8) {
+        self.said.push(byte);
+    }
+
+    fn console_input(&mut self) -> Option<u8> {
+        self.typed.pop_front()
     }
 
     fn console_line(&mut self, guest: &str, line: &[u8]) {

@@ -18,7 +18,7 @@ pub(crate) fn read_cr<V: Vcpu>(machine: &mut Machine<V>, cr: u8, register: Gpr) 
         0 => control.cr0.bits(),
         3 => control.cr3,
         4 => control.cr4.bits(),
-        8 => u64::from(machine.task_priority),
+        8 => u64::from(machine.board.task_priority()),
         _ => return Next::Inject(Event::undefined_opcode()),
     };
     let size = if in_64_bit_mode(machine) { 8 } else { 4 };
@@ -33,7 +33,7 @@ pub(crate) fn write_cr<V: Vcpu>(machine: &mut Machine<V>, cr: u8, value: u64) ->
         4 => write_cr4(machine, value),
         8 => match u8::try_from(value) {
             Ok(priority) if priority <= 15 => {
-                machine.task_priority = priority;
+                machine.board.set_task_priority(priority);
                 Next::Retire
             }
             _ => GP,

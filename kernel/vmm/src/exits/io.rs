@@ -20,7 +20,7 @@ pub(crate) fn port<V: Vcpu>(
         return emulate(machine, host);
     }
     let now = machine.vcpu.icount().after(1);
-    let mut bus = machine.board.bus(host, now);
+    let mut bus = machine.board.bus(host, &mut machine.door, now);
     if access.write {
         let value = machine.vcpu.gprs()[Gpr::Rax] as u32;
         bus.write_port(access.port, access.size, value);
@@ -49,7 +49,7 @@ pub(crate) fn nested_fault<V: Vcpu>(
 
 fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
     let now = machine.vcpu.icount().after(1);
-    let mut bus = machine.board.bus(host, now);
+    let mut bus = machine.board.bus(host, &mut machine.door, now);
     // What traps, traps behind each element of a repeated instruction.
     let one_element = machine.traps != 0 || machine.vcpu.rflags().contains(Rflags::TF);
     match execute(

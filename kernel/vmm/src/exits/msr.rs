@@ -10,6 +10,8 @@ use crate::host::Host;
 use crate::machine::Machine;
 use crate::nondet::Question;
 
+const GP: Next = Next::Inject(Event::general_protection());
+
 /// Unknown MSRs that are noted in the log; all are counted.
 const NOTED_UNKNOWN: u64 = 8;
 
@@ -24,6 +26,12 @@ pub(crate) fn read<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> N
         msr::FS_BASE => machine.vcpu.segment_base(SegmentName::Fs),
         msr::GS_BASE => machine.vcpu.segment_base(SegmentName::Gs),
         msr::DEBUGCTL => 0,
+        _ if machine.board.has_msr(number) => {
+            match machine.board.read_msr(host, &mut machine.door, number) {
+                Ok(value) => value,
+                Err(_) => return GP,
+            }
+        }
         _ => match system(&mut machine.vcpu.msrs(), number) {
             Some(value) => *value,
             None => return unknown(machine, "read", number),
@@ -38,7 +46,8 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> 
     let value = edx_eax(machine.vcpu.gprs());
     let accepted = match number {
         msr::TSC => {
-            machine.door.set_time_stamp(host, value);
+            let offset = machine.door.set_time_stamp(host, value);
+            machine.board.set_tsc_offset(machine.door.last(), offset);
             true
         }
         msr::TSC_AUX => u32::try_from(value)
@@ -57,6 +66,10 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> 
         }
         // Branch tracing is not offered; switching it off is allowed.
         msr::DEBUGCTL => value == 0,
+        _ if machine.board.has_msr(number) => machine
+            .board
+            .write_msr(host, &mut machine.door, number, value)
+            .is_ok(),
         _ => {
             let mut msrs = machine.vcpu.msrs();
             let Some(place) = system(&mut msrs, number) else {
@@ -70,11 +83,7 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> 
             valid
         }
     };
-    if accepted {
-        Next::Retire
-    } else {
-        Next::Inject(Event::general_protection())
-    }
+    if accepted { Next::Retire } else { GP }
 }
 
 fn unknown<V: Vcpu>(machine: &mut Machine<V>, what: &str, number: u32) -> Next {
@@ -82,7 +91,7 @@ fn unknown<V: Vcpu>(machine: &mut Machine<V>, what: &str, number: u32) -> Next {
     if machine.unknown_msrs <= NOTED_UNKNOWN {
         log::debug!("vm {}: {what} of unknown MSR {number:#x}", machine.name);
     }
-    Next::Inject(Event::general_protection())
+    GP
 }
 
 /// The MSRs that the processor itself keeps for the guest.
@@ -123,7 +132,7 @@ fn write_efer<V: Vcpu>(machine: &mut Machine<V>, value: u64) -> Next {
     let reserved = !(new - machine.profile.efer()).is_empty();
     let flips_lme = (new ^ control.efer).contains(Efer::LME);
     if reserved || (flips_lme && control.cr0.contains(Cr0::PG)) {
-        return Next::Inject(Event::general_protection());
+        return GP;
     }
     control.efer = (new - Efer::LMA) | (control.efer & Efer::LMA);
     machine.vcpu.set_control(&control);

@@ -4,9 +4,11 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::board::Kind;
 use crate::config::Limits;
 use crate::cpu::{NestedFault, PortAccess};
 use crate::emulate::Bus;
+use crate::nondet::Door;
 use crate::profile::{Leaf, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
@@ -51,7 +53,8 @@ fn machine(script: &[Step]) -> Machine<ScriptedVcpu> {
         vcpu,
         ram,
         Profile::new(&host_cpuid),
-        true,
+        &Kind::Test,
+        Door::default(),
         Limits::default(),
     )
 }
@@ -205,7 +208,7 @@ fn control_registers_keep_to_the_rules() {
     );
     assert_eq!(faults(&write(4, Cr4::VMXE.bits())), [vector::GP]);
     assert_eq!(write(4, 0x620).vcpu.state.control.cr4.bits(), 0x620);
-    assert_eq!(write(8, 5).task_priority, 5);
+    assert_eq!(write(8, 5).board.task_priority(), 5);
     assert_eq!(faults(&write(8, 16)), [vector::GP]);
     assert_eq!(faults(&write(2, 0)), [vector::UD]);
 }
@@ -470,7 +473,7 @@ fn a_masked_interrupt_waits_for_its_window() {
     m.run(&mut host, 1000);
     assert_eq!(m.vcpu.delivered, [(1, Event::interrupt(0x41))]);
     assert!(m.vcpu.wanted.is_empty());
-    assert_eq!(m.board.pending(Icount(100)), None);
+    assert_eq!(m.board.pending(Icount(100)), Pending::default());
 }
 
 #[test]
@@ -500,10 +503,10 @@ fn the_task_priority_holds_interrupts_back() {
     let mut m = machine(&[at(0, raise), at(0, Exit::Cpuid)]);
     m.vcpu.state.gprs[Gpr::Rax] = set[0].1;
     m.vcpu.state.rflags |= Rflags::IF;
-    m.task_priority = 4;
+    m.board.set_task_priority(4);
     m.run(&mut TestHost::default(), 1000);
     assert!(m.vcpu.delivered.is_empty());
-    m.task_priority = 3;
+    m.board.set_task_priority(3);
     m.vcpu.script.push_back(at(0, Exit::Cpuid));
     m.run(&mut TestHost::default(), 1000);
     assert_eq!(m.vcpu.delivered.len(), 1);
@@ -550,7 +553,7 @@ fn device_memory_and_what_lies_outside() {
     m.run(&mut TestHost::default(), 1000);
     assert_eq!(
         m.board
-            .bus(&mut TestHost::default(), Icount(0))
+            .bus(&mut TestHost::default(), &mut Door::default(), Icount(0))
             .read(Gpa(spec::SCRATCH + 4), 4),
         0x1234
     );
