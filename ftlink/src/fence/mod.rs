@@ -469,8 +469,8 @@ impl Fence {
         self.command(now, Input::HandOver)
     }
 
-    /// The operator asserts that the peer is off and stays off: this host goes on without the
-    /// arbiter. `at`: the newest generation known to the operator, where this host knows less.
+    /// The operator asserts that the peer is off, stays off and did not go on alone before: this host
+    /// goes on without the arbiter. `at`: the newest generation known to the operator, where this host knows less.
     ///
     /// # Errors
     ///

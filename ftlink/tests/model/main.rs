@@ -88,8 +88,8 @@ impl Model for Scenario {
                     if role == Role::Primary(Mode::Protected) && budget.hand_overs > 0 {
                         actions.push(Action::HandOver(host));
                     }
-                    // The operator's word: the peer is off.
-                    if world.hosts[1 - host].is_none() && budget.confirms > 0 {
+                    // The operator's word: the peer is off, and did not go on alone before.
+                    if budget.confirms > 0 && world.may_confirm(host) {
                         actions.push(Action::Confirm(host));
                     }
                 }
@@ -356,13 +356,36 @@ fn crashes_and_reboots_break_nothing() {
 }
 
 #[test]
+fn a_crash_among_suspicions_breaks_nothing() {
+    explore(
+        "crash among suspicions",
+        protected(Budget {
+            suspicions: bound(1, 2),
+            crashes: 1,
+            appends: 1,
+            ..QUIET
+        }),
+    );
+}
+
+#[test]
 fn a_cold_start_breaks_nothing() {
     explore(
         "cold start",
         cold(Budget {
-            crashes: bound(0, 1),
-            reboots: bound(0, 1),
-            appends: bound(1, 0),
+            appends: bound(1, 2),
+            ..QUIET
+        }),
+    );
+}
+
+#[test]
+fn a_crash_in_a_cold_start_breaks_nothing() {
+    explore(
+        "cold start with a crash",
+        cold(Budget {
+            crashes: 1,
+            appends: bound(0, 1),
             ..QUIET
         }),
     );
@@ -425,10 +448,10 @@ fn a_restored_arbiter_breaks_nothing() {
     explore(
         "arbiter restored",
         protected(Budget {
-            suspicions: bound(0, 1),
             crashes: 1,
             reboots: 1,
             restores: 1,
+            appends: bound(0, 1),
             ..QUIET
         }),
     );
@@ -442,8 +465,7 @@ fn the_operators_word_breaks_nothing() {
             suspicions: 1,
             crashes: 1,
             confirms: 1,
-            reboots: bound(0, 1),
-            appends: bound(0, 1),
+            appends: bound(1, 2),
             ..QUIET
         }),
     );
@@ -598,6 +620,23 @@ fn a_restored_record_taken_for_an_empty_one_is_noticed() {
             crashes: 1,
             reboots: 1,
             restores: 1,
+            appends: 1,
+            ..QUIET
+        }),
+    );
+}
+
+/// A backup that waits for its verdict cannot know that the primary was granted and went on alone; the
+/// operator has to look.
+#[test]
+fn the_operators_word_after_the_peer_went_on_alone_is_noticed() {
+    notices(
+        Bug::ConfirmWithoutLooking,
+        "what was released is held",
+        protected(Budget {
+            suspicions: 1,
+            crashes: 1,
+            confirms: 1,
             appends: 1,
             ..QUIET
         }),

@@ -34,6 +34,8 @@ pub enum Bug {
     AnswerBeforeStored,
     /// A host comes back from a reboot with the boot id it had.
     SameBootAfterReboot,
+    /// The operator confirms without looking whether the peer went on alone.
+    ConfirmWithoutLooking,
     /// A restored record lets a lone cold host start, like an empty one.
     RestoredAsEmpty,
 }
@@ -538,6 +540,19 @@ impl World {
             host.fence.on_reply(NOW, &config(), &forged);
         }
         self.after(index);
+    }
+
+    /// Whether the operator gives the word for this host: the peer is off, and the arbiter's record
+    /// does not say that it went on alone.
+    pub fn may_confirm(&self, index: usize) -> bool {
+        let Some(host) = &self.hosts[index] else {
+            return false;
+        };
+        let newer = self.record.generation > host.fence.generation();
+        let went_on =
+            newer && self.record.owner.map(|owner| owner.node) != Some(host.fence.me().node);
+        let looks = self.bug != Some(Bug::ConfirmWithoutLooking);
+        self.hosts[1 - index].is_none() && !(went_on && looks)
     }
 
     /// A host loses power.
