@@ -10,6 +10,7 @@ pub mod checks;
 pub mod host;
 pub mod machine;
 pub mod network;
+pub mod plain;
 pub mod plan;
 pub mod random;
 pub mod sweep;

@@ -10,25 +10,20 @@ use std::hint::black_box;
 use std::time::Instant as HostInstant;
 
 use ftlink::arbiter::{Record, decide};
-use ftlink::channel::ChannelConfig;
 use ftlink::channel::cipher::DatagramCipher;
 use ftlink::counters::StreamCounters;
-use ftlink::detector;
-use ftlink::fence;
-use ftlink::ids::{BootId, Duration, Generation, Instant, LogPos, NodeId, PairId};
-use ftlink::link::{
-    DEFAULT_BULK_RING_BYTES, DEFAULT_LOG_RING_BYTES, EgressBuffer, Link, LinkConfig,
-};
+use ftlink::ids::{Duration, Generation, Instant, LogPos, NodeId};
+use ftlink::link::{DEFAULT_LOG_RING_BYTES, EgressBuffer, Link};
 use ftlink::role::{Mode, Role};
 use ftlink::stream::{Receiver, Sender};
 use ftlink::wire::messages::{DATA_BYTES, Data};
 use ftlink::wire::{
     ETHERNET_MTU_BYTES, HEADER_BYTES, HeaderRepr, Kind, MAX_DATAGRAM_BYTES, SEAL_BYTES, TAG_BYTES,
 };
+use sim::plain::{PAIR, link};
 use sim::random::Random;
 use zerocopy::IntoBytes;
 
-const PAIR: PairId = PairId(1);
 /// Nanoseconds a byte of UDP payload takes at 1 Gbit/s; what is around it is not counted.
 const BYTE_NS: u64 = 8;
 /// One way.
@@ -67,7 +62,7 @@ fn main() {
     }
     println!(
         "| memory per link | {:.1} MiB | |",
-        link(1).memory_bytes() as f64 / f64::from(1 << 20)
+        link(1, 1).memory_bytes() as f64 / f64::from(1 << 20)
     );
 }
 
@@ -141,27 +136,6 @@ fn small_entries() -> f64 {
     seconds / ROUNDS as f64 * 1e9
 }
 
-fn link(node: u64) -> Link {
-    let config = LinkConfig {
-        channel: ChannelConfig {
-            pair: PAIR,
-            node: NodeId(node),
-            peer: NodeId(3 - node),
-            boot: BootId(u128::from(node)),
-            secret: [1; 32],
-            seed: [node as u8; 32],
-            rekey_after: Duration::from_secs(600),
-            paths: 1,
-        },
-        mtu_bytes: ETHERNET_MTU_BYTES,
-        log_ring_bytes: DEFAULT_LOG_RING_BYTES,
-        bulk_ring_bytes: DEFAULT_BULK_RING_BYTES,
-        detector: detector::Config::emulator(),
-        fence: fence::Config::default(),
-    };
-    Link::new(config, sim::host::IDENTITY, Instant(0))
-}
-
 struct Goodput {
     /// Of the wire's bytes, how many were entries, in percent.
     percent: f64,
@@ -172,7 +146,7 @@ struct Goodput {
 /// Saturates a simulated gigabit wire for a second; `loss` in parts of 10 000.
 fn goodput(loss: u64) -> Goodput {
     let mut wire = Wire {
-        links: [link(1), link(2)],
+        links: [link(1, 1), link(2, 1)],
         free_at: [Instant(0); 2],
         under_way: [const { std::collections::VecDeque::new() }; 2],
         record: Record::empty(PAIR, [NodeId(1), NodeId(2)]),

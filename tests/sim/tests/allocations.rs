@@ -3,48 +3,13 @@
 
 use allocation_counter::measure;
 use ftlink::arbiter::{Record, decide};
-use ftlink::channel::ChannelConfig;
-use ftlink::detector;
-use ftlink::fence;
-use ftlink::handshake::{CounterKind, Identity, PROTOCOL_VERSION};
-use ftlink::ids::{BootId, Duration, Instant, NodeId, PairId};
-use ftlink::link::{DEFAULT_BULK_RING_BYTES, DEFAULT_LOG_RING_BYTES, Link, LinkConfig};
+use ftlink::ids::{Duration, Instant, NodeId};
+use ftlink::link::Link;
 use ftlink::role::{Mode, Role};
-use ftlink::wire::{ETHERNET_MTU_BYTES, MAX_DATAGRAM_BYTES};
+use ftlink::wire::MAX_DATAGRAM_BYTES;
+use sim::plain::{PAIR, link};
 
-const PAIR: PairId = PairId(1);
-const IDENTITY: Identity = Identity {
-    protocol: PROTOCOL_VERSION,
-    version: [0, 1, 0],
-    vendor: *b"GenuineIntel",
-    signature: 1,
-    microcode: 2,
-    counter: CounterKind::BOCHS_TSC,
-    machine: [3; 32],
-    profile: 4,
-};
 const STEP: Duration = Duration::from_micros(100);
-
-fn link(node: u64) -> Link {
-    let config = LinkConfig {
-        channel: ChannelConfig {
-            pair: PAIR,
-            node: NodeId(node),
-            peer: NodeId(3 - node),
-            boot: BootId(u128::from(node)),
-            secret: [1; 32],
-            seed: [node as u8; 32],
-            rekey_after: Duration::from_secs(600),
-            paths: 2,
-        },
-        mtu_bytes: ETHERNET_MTU_BYTES,
-        log_ring_bytes: DEFAULT_LOG_RING_BYTES,
-        bulk_ring_bytes: DEFAULT_BULK_RING_BYTES,
-        detector: detector::Config::hardware(),
-        fence: fence::Config::default(),
-    };
-    Link::new(config, IDENTITY, Instant(0))
-}
 
 struct Pair {
     now: Instant,
@@ -61,7 +26,7 @@ impl Pair {
     fn protected() -> Self {
         let mut pair = Self {
             now: Instant(0),
-            links: [link(1), link(2)],
+            links: [link(1, 2), link(2, 2)],
             record: Record::empty(PAIR, [NodeId(1), NodeId(2)]),
             buffer: [0; MAX_DATAGRAM_BYTES],
             datagrams: 0,
