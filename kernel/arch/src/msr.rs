@@ -24,5 +24,7 @@ pub const FS_BASE: u32 = 0xc000_0100;
 pub const GS_BASE: u32 = 0xc000_0101;
 pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
+/// Interrupt Pending and CMP-Halt (AMD, BKDG for family 10h, MSRC001_0055).
+pub const AMD_INTERRUPT_PENDING: u32 = 0xc001_0055;
 pub const VM_CR: u32 = 0xc001_0114;
 pub const VM_HSAVE_PA: u32 = 0xc001_0117;

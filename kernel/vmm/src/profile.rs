@@ -172,6 +172,13 @@ impl Profile {
         self
     }
 
+    /// Whether it says it is of AMD's kind, or of a firm that follows AMD: CPUID leaf 0 does not read "GenuineIntel".
+    #[must_use]
+    pub fn is_amd(&self) -> bool {
+        const GENU: u32 = u32::from_le_bytes(*b"Genu");
+        self.find(0, 0).unwrap_or_default().ebx != GENU
+    }
+
     /// Physical address bits.
     #[must_use]
     pub fn physical_bits(&self) -> u8 {

@@ -217,4 +217,6 @@ impl<V: Vcpu> Machine<V> {
 }
 
 #[cfg(test)]
+mod pc_tests;
+#[cfg(test)]
 mod tests;

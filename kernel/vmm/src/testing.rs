@@ -160,6 +160,8 @@ pub struct ScriptedVcpu {
     /// Events in the order in which they were delivered, with the point.
     pub delivered: Vec<(u64, Event)>,
     pub wanted: Vec<Window>,
+    /// The budgets of the calls of `run`.
+    pub budgets: Vec<u64>,
     pub invalidated: Vec<Gva>,
     /// Scripts that `restore` begins: the last first, down to one that stays.
     pub programs: Vec<Vec<Step>>,
@@ -177,6 +179,7 @@ impl ScriptedVcpu {
             script: script.iter().copied().collect(),
             delivered: Vec::new(),
             wanted: Vec::new(),
+            budgets: Vec::new(),
             invalidated: Vec::new(),
             programs: Vec::new(),
             fault: CounterFault::None,
@@ -189,7 +192,8 @@ impl ScriptedVcpu {
 impl Vcpu for ScriptedVcpu {
     type Memory = Ram;
 
-    fn run(&mut self, memory: &mut Ram, until: Icount, _: u64) -> Exit {
+    fn run(&mut self, memory: &mut Ram, until: Icount, budget: u64) -> Exit {
+        self.budgets.push(budget);
         if let Some(event) = self.state.pending.take() {
             self.delivered.push((self.state.icount, event));
         }

@@ -12,6 +12,9 @@ use crate::nondet::Question;
 
 const GP: Next = Next::Inject(Event::general_protection());
 
+/// IA32_MISC_ENABLE: fast strings; no branch trace store, no PEBS (SDM 4, table 2-2).
+const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
+
 /// Unknown MSRs that are noted in the log; all are counted.
 const NOTED_UNKNOWN: u64 = 8;
 
@@ -26,6 +29,9 @@ pub(crate) fn read<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> N
         msr::FS_BASE => machine.vcpu.segment_base(SegmentName::Fs),
         msr::GS_BASE => machine.vcpu.segment_base(SegmentName::Gs),
         msr::DEBUGCTL => 0,
+        // Kernels read these without asking CPUID first, Linux before it can handle a fault.
+        msr::MISC_ENABLE if !machine.profile.is_amd() => MISC_ENABLE,
+        msr::AMD_INTERRUPT_PENDING if machine.profile.is_amd() => 0,
         _ if machine.board.has_msr(number) => {
             match machine.board.read_msr(host, &mut machine.door, number) {
                 Ok(value) => value,
@@ -66,6 +72,8 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> 
         }
         // Branch tracing is not offered; switching it off is allowed.
         msr::DEBUGCTL => value == 0,
+        // Nothing in it can be switched.
+        msr::MISC_ENABLE if !machine.profile.is_amd() => true,
         _ if machine.board.has_msr(number) => machine
             .board
             .write_msr(host, &mut machine.door, number, value)

@@ -16,9 +16,9 @@ use arch::msr;
 use arch::regs::{CpuState, Cr0, Cr4, Efer, Gpr, SegmentAttributes, SegmentName, Shadow, Xcr0};
 use devices::test_device::spec;
 
-const CODE: u32 = 0x4000;
+pub(super) const CODE: u32 = 0x4000;
 
-fn host_cpuid(leaf: u32, _: u32) -> Leaf {
+pub(super) fn host_cpuid(leaf: u32, _: u32) -> Leaf {
     match leaf {
         0 => Leaf {
             eax: 0x20,
@@ -59,7 +59,7 @@ fn machine(script: &[Step]) -> Machine<ScriptedVcpu> {
     )
 }
 
-fn at(retired: u64, exit: Exit) -> Step {
+pub(super) fn at(retired: u64, exit: Exit) -> Step {
     Step { retired, exit }
 }
 
@@ -80,7 +80,7 @@ fn one(exit: Exit, set: &[(Gpr, u64)]) -> Machine<ScriptedVcpu> {
     m
 }
 
-fn faults(m: &Machine<ScriptedVcpu>) -> Vec<u8> {
+pub(super) fn faults(m: &Machine<ScriptedVcpu>) -> Vec<u8> {
     m.vcpu
         .delivered
         .iter()
@@ -184,6 +184,12 @@ fn msrs() {
     assert_eq!(write(msr::TSC_AUX, 9).tsc_aux, 9);
     assert_eq!(faults(&write(msr::TSC_AUX, 1 << 32)), [vector::GP]);
     assert_eq!(faults(&write(0x4321, 0)), [vector::GP]);
+    // This host is not Intel's.
+    assert_eq!(faults(&write(msr::MISC_ENABLE, 0)), [vector::GP]);
+    let number = u64::from(msr::AMD_INTERRUPT_PENDING);
+    assert!(faults(&one(Exit::ReadMsr, &[(Gpr::Rcx, number)])).is_empty());
+    // Nor has the test guests' machine a local APIC.
+    assert_eq!(faults(&write(msr::APIC_BASE, 0xfee0_0900)), [vector::GP]);
 }
 
 #[test]
