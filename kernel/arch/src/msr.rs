@@ -4,6 +4,7 @@
 
 pub const TSC: u32 = 0x10;
 pub const APIC_BASE: u32 = 0x1b;
+pub const TSC_ADJUST: u32 = 0x3b;
 pub const FEATURE_CONTROL: u32 = 0x3a;
 pub const BIOS_SIGN_ID: u32 = 0x8b;
 pub const MTRRCAP: u32 = 0xfe;

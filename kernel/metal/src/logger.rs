@@ -125,8 +125,9 @@ fn write_line(line: &mut Line) {
     serial::write(line.finish());
 }
 
-/// Writes a byte of the guest that has the serial port. What is logged next begins on a line of its own.
+/// Sends a byte of the guest that has the serial port, when there is room. What is logged next begins on a line of
+/// its own.
 pub fn console(byte: u8) {
     MIDDLE.store(!matches!(byte, b'\r' | b'\n'), Ordering::Relaxed);
-    serial::write(&[byte]);
+    serial::queue(byte);
 }

@@ -2,6 +2,7 @@
 //!
 //! One lock makes a write atomic. The panic path writes without it.
 
+use alloc::collections::VecDeque;
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -16,7 +17,12 @@ pub const COM1: u16 = 0x3f8;
 /// one poll takes a microsecond and 16 bytes at 115 200 baud take 1.4 ms.
 const POLL_LIMIT: u32 = 100_000;
 
+/// Most bytes that wait for the port; more replace the oldest.
+const QUEUE_LIMIT: usize = 64 << 10;
+
 static PORT: Mutex<Option<Uart16550<PioBackend>>> = Mutex::new(None);
+/// What a guest has written and the port had no room for yet: a guest must not wait for a line of 11 KB/s.
+static QUEUE: Mutex<VecDeque<u8>> = Mutex::new(VecDeque::new());
 /// Set while the port does not drain, so that a dead line costs one long wait and not one per byte.
 static STUCK: AtomicBool = AtomicBool::new(false);
 /// Bytes that were not sent.
@@ -100,11 +106,41 @@ fn send(uart: &mut Uart16550<PioBackend>, mut bytes: &[u8]) {
     }
 }
 
-/// Writes all of `bytes`, or drops the rest when the port does not drain.
+/// Writes all of `bytes` behind what is queued, or drops the rest when the port does not drain.
 pub fn write(bytes: &[u8]) {
     if let Some(uart) = PORT.lock().as_mut() {
+        if let Some(mut queue) = QUEUE.try_lock() {
+            send(uart, queue.make_contiguous());
+            queue.clear();
+        }
         send(uart, bytes);
     }
+}
+
+/// Sends a byte as soon as there is room for it, without waiting. See [`pump`].
+pub fn queue(byte: u8) {
+    let mut queue = QUEUE.lock();
+    if queue.len() == QUEUE_LIMIT {
+        queue.pop_front();
+        DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+    queue.push_back(byte);
+    drop(queue);
+    pump();
+}
+
+/// Sends of what is queued as much as there is room for. Returns whether some is left.
+pub fn pump() -> bool {
+    let mut queue = QUEUE.lock();
+    if queue.is_empty() {
+        return false;
+    }
+    if let Some(uart) = PORT.lock().as_mut() {
+        let (next, _) = queue.as_slices();
+        let sent = uart.send_bytes(next);
+        queue.drain(..sent);
+    }
+    !queue.is_empty()
 }
 
 /// The next byte that was received.

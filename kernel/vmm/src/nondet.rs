@@ -85,6 +85,17 @@ impl Door {
         self.time_stamp_offset
     }
 
+    /// How far the time-stamp counter is ahead of guest time, modulo 2⁶⁴: IA32_TSC_ADJUST (SDM 3 18.17.3).
+    #[must_use]
+    pub const fn time_stamp_offset(&self) -> u64 {
+        self.time_stamp_offset
+    }
+
+    /// The guest wrote IA32_TSC_ADJUST.
+    pub fn set_time_stamp_offset(&mut self, offset: u64) {
+        self.time_stamp_offset = offset;
+    }
+
     /// The guest's processor is reset: its counter shows guest time again.
     pub fn reset(&mut self) {
         self.time_stamp_offset = 0;

@@ -72,6 +72,8 @@ const LEAF_7_EBX: u32 = 1 << 0 // FSGSBASE
     | 1 << 20 // SMAP
     | 1 << 23 // CLFLUSHOPT
     | 1 << 29; // SHA
+/// IA32_TSC_ADJUST, which costs nothing to have: with it Linux trusts the time-stamp counter without a watchdog.
+const LEAF_7_EBX_TSC_ADJUST: u32 = 1 << 1;
 const LEAF_7_EBX_AVX2: u32 = 1 << 5;
 const LEAF_7_EDX: u32 = 1 << 4; // FSRM
 const EXT_1_ECX: u32 = 1 << 0 // LAHF in 64-bit mode
@@ -323,7 +325,7 @@ fn basic_leaves(
         0,
         Leaf {
             eax: 0,
-            ebx,
+            ebx: ebx | LEAF_7_EBX_TSC_ADJUST,
             ecx: 0,
             edx: seven.edx & LEAF_7_EDX,
         },

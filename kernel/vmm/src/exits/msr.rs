@@ -22,6 +22,7 @@ pub(crate) fn read<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> N
     let number = machine.vcpu.gprs()[Gpr::Rcx] as u32;
     let value = match number {
         msr::TSC => machine.door.take(host, Question::TimeStamp),
+        msr::TSC_ADJUST => machine.door.time_stamp_offset(),
         msr::TSC_AUX => u64::from(machine.tsc_aux),
         msr::EFER => machine.vcpu.control().efer.bits(),
         // No microcode is loaded that a guest could ask about.
@@ -54,6 +55,11 @@ pub(crate) fn write<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> 
         msr::TSC => {
             let offset = machine.door.set_time_stamp(host, value);
             machine.board.set_tsc_offset(machine.door.last(), offset);
+            true
+        }
+        msr::TSC_ADJUST => {
+            machine.door.set_time_stamp_offset(value);
+            machine.board.set_tsc_offset(machine.door.last(), value);
             true
         }
         msr::TSC_AUX => u32::try_from(value)

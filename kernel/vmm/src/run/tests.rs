@@ -184,6 +184,8 @@ fn msrs() {
     assert_eq!(write(msr::TSC_AUX, 9).tsc_aux, 9);
     assert_eq!(faults(&write(msr::TSC_AUX, 1 << 32)), [vector::GP]);
     assert_eq!(faults(&write(0x4321, 0)), [vector::GP]);
+    assert_eq!(write(msr::TSC_ADJUST, 9).door.time_stamp_offset(), 9);
+    assert_eq!(write(msr::TSC, 76).door.time_stamp_offset(), u64::MAX);
     // This host is not Intel's.
     assert_eq!(faults(&write(msr::MISC_ENABLE, 0)), [vector::GP]);
     let number = u64::from(msr::AMD_INTERRUPT_PENDING);
