@@ -83,6 +83,13 @@ impl fmt::Display for BlockError {
 
 impl core::error::Error for BlockError {}
 
+/// The checksum a sector carries.
+pub(super) fn sum(sector: &Sector) -> u64 {
+    sector
+        .last_chunk()
+        .map_or(0, |sum| u64::from_le_bytes(*sum))
+}
+
 impl Block {
     /// A host's first word on a disk that is initialised with `record`.
     #[must_use]

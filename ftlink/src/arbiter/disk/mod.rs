@@ -105,6 +105,9 @@ struct Found {
     decided: Option<Block>,
     /// The newest of this host's own blocks, and its place.
     own: Option<(Block, u8)>,
+    /// The checksum at each place read; 0 where it was torn.
+    sums: [u64; 2 * PLACES as usize],
+    torn: bool,
 }
 
 impl Found {
@@ -169,6 +172,8 @@ pub struct DiskArbiter {
     due: Instant,
     under_way: bool,
     found: Found,
+    /// What the scan before this one found, where it met a torn sector.
+    seen: Option<[u64; 2 * PLACES as usize]>,
     /// This host's newest word; none before the first load.
     word: Option<Block>,
     /// Which two places the next word goes to.
@@ -203,6 +208,7 @@ impl DiskArbiter {
             due: Instant(0),
             under_way: false,
             found: Found::default(),
+            seen: None,
             word: None,
             upper: false,
             highest: 0,
@@ -324,6 +330,11 @@ impl DiskArbiter {
     /// writes this host's.
     fn scan(&mut self, step: Step) {
         self.step = step;
+        self.seen = None;
+        self.rewind();
+    }
+
+    fn rewind(&mut self) {
         self.found = Found::default();
         self.at = match self.half {
             1 => 0,
@@ -359,9 +370,13 @@ impl DiskArbiter {
         };
         let half = self.at / PLACES;
         let node = self.like.seats[usize::from(half)].node;
-        if let Ok(block) = Block::decode(bytes, node, &self.like) {
-            let own = half == self.half;
-            self.found.add(usize::from(half), own, self.at, block);
+        match Block::decode(bytes, node, &self.like) {
+            Ok(block) => {
+                let own = half == self.half;
+                self.found.add(usize::from(half), own, self.at, block);
+                self.found.sums[usize::from(self.at)] = block::sum(bytes);
+            }
+            Err(_) => self.found.torn = true,
         }
         self.at += 1;
         if self.at == self.scan_end() {
@@ -395,8 +410,15 @@ impl DiskArbiter {
         self.due = now.after(self.config.retry);
     }
 
+    /// A torn sector may be one that is being written, and then the words read before it may be old by
+    /// now. What is found twice in the same state was not being written in between.
     fn scanned(&mut self, now: Instant) {
-        let found = self.found;
+        let found = core::mem::take(&mut self.found);
+        if found.torn && self.seen != Some(found.sums) {
+            self.seen = Some(found.sums);
+            return self.rewind();
+        }
+        self.seen = None;
         let highest = found.promised.map_or(0, |ballot| ballot.number);
         self.highest = self.highest.max(highest);
         match self.step {
