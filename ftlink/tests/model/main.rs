@@ -346,9 +346,9 @@ fn crashes_and_reboots_break_nothing() {
     explore(
         "crash and reboot",
         protected(Budget {
-            crashes: bound(1, 2),
-            reboots: bound(1, 2),
-            appends: 1,
+            crashes: 1,
+            reboots: 1,
+            appends: bound(1, 3),
             ..QUIET
         }),
     );
