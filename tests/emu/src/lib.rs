@@ -6,9 +6,11 @@
 mod bad;
 mod fault;
 mod lab;
+mod linux;
 mod run;
 
 pub use bad::{BAD_STARTS, BadStart};
 pub use fault::{FAULTS, Fault};
 pub use lab::Lab;
+pub use linux::judge_linux;
 pub use run::{HostRun, Judged};

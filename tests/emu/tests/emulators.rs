@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use boot::Firmware;
-use emu::{BAD_STARTS, FAULTS, HostRun, Judged, Lab};
+use emu::{BAD_STARTS, FAULTS, HostRun, Judged, Lab, judge_linux};
 use libtest_mimic::{Arguments, Trial};
 use xtask::emulator::Platform;
 use xtask::guests::{Guest, Guests};
@@ -43,6 +43,9 @@ fn trials() -> Result<Vec<Trial>> {
         for run in special_runs(platform, &guests) {
             add_run(&mut trials, run);
         }
+        trials.push(trial(format!("{platform}/linux"), move || {
+            judge_linux(platform, Firmware::Bios)
+        }));
         for bad in BAD_STARTS.iter().filter(|bad| bad.on.contains(&platform)) {
             let name = format!("{platform}/bad/{}", bad.name);
             trials.push(trial(name, move || bad.judge(platform)));
@@ -53,6 +56,11 @@ fn trials() -> Result<Vec<Trial>> {
         }
         if platform == Platform::Bochs {
             continue;
+        }
+        if full {
+            trials.push(trial(format!("{platform}-uefi/linux"), move || {
+                judge_linux(platform, Firmware::Uefi)
+            }));
         }
         let under_uefi = |guest: &&Guest| full || guest.name == "hello";
         let some: Vec<_> = guests.iter().filter(under_uefi).cloned().collect();
