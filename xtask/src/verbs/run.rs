@@ -35,7 +35,7 @@ pub struct Arguments {
     /// An initrd instead of Debian's busybox.
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// The Linux guest's command line [default: console=ttyS0].
+    /// The Linux guest's command line [default: what the Debian guest wants].
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// A configuration of your own instead of a guest; guest files are looked for beside it.
@@ -245,7 +245,7 @@ mod tests {
         let default = of(&["--guest", "linux"]);
         assert_eq!(
             (default.memory_mib, default.cmdline.as_str()),
-            (256, "console=ttyS0")
+            (256, debian::CMDLINE)
         );
         assert_eq!(
             paths(default),
