@@ -271,6 +271,20 @@ impl Board {
         }
     }
 
+    /// Somebody presses the power button. A machine without one does not notice.
+    pub fn press_power_button(&mut self, now: GuestTime) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.press_power_button(now);
+        }
+    }
+
+    /// Somebody presses the NMI button.
+    pub fn press_nmi_button(&mut self, now: GuestTime) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.press_nmi_button(now);
+        }
+    }
+
     /// The machine is reset.
     pub fn reset(&mut self, now: GuestTime) {
         if let Some(chipset) = &mut self.chipset {

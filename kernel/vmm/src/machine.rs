@@ -23,8 +23,10 @@ pub enum Stop {
     ExitStatus(u32),
     /// It switched itself off.
     PowerOff,
-    /// It asked to be started again.
+    /// It is to be started again, by its own wish or the host's.
     Reset,
+    /// The host switched it off.
+    SwitchedOff,
     /// It executed HLT and nothing can wake it.
     Halted,
     /// Its processor shut down.
@@ -57,20 +59,19 @@ impl Stop {
     /// Whether the guest ended as it wanted to.
     #[must_use]
     pub const fn is_success(&self) -> bool {
-        matches!(self, Stop::ExitStatus(0) | Stop::PowerOff)
+        matches!(
+            self,
+            Stop::ExitStatus(0) | Stop::PowerOff | Stop::SwitchedOff
+        )
     }
 
-    /// Whether a dump of the machine helps to understand it.
+    /// Whether a dump of the machine helps to understand it: not where the guest has ended as guests do. Where it has
+    /// reached a limit, it may hang, and the dump says where.
     #[must_use]
     pub const fn wants_dump(&self) -> bool {
         !matches!(
             self,
-            Stop::ExitStatus(_)
-                | Stop::PowerOff
-                | Stop::Reset
-                | Stop::Halted
-                | Stop::InstructionLimit
-                | Stop::ExitLimit
+            Stop::ExitStatus(_) | Stop::PowerOff | Stop::Reset | Stop::SwitchedOff | Stop::Halted
         )
     }
 }
@@ -81,6 +82,7 @@ impl fmt::Display for Stop {
             Stop::ExitStatus(status) => write!(f, "exit status {status}"),
             Stop::PowerOff => f.write_str("power off"),
             Stop::Reset => f.write_str("reset"),
+            Stop::SwitchedOff => f.write_str("switched off"),
             Stop::Halted => f.write_str("halted"),
             Stop::TripleFault => f.write_str("triple fault"),
             Stop::InstructionLimit => f.write_str("instruction limit"),
@@ -124,6 +126,19 @@ impl From<Request> for Stop {
             Request::Reset => Stop::Reset,
         }
     }
+}
+
+/// What the host's side can do to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Presses the power button: the guest is asked to switch itself off.
+    PowerButton,
+    /// Presses the button for a non-maskable interrupt.
+    Nmi,
+    /// Resets it: whoever runs it loads its image anew.
+    Reset,
+    /// Switches it off at once.
+    Stop,
 }
 
 /// A guest machine.
@@ -214,6 +229,20 @@ impl<V: Vcpu> Machine<V> {
     #[must_use]
     pub fn memory(&mut self) -> &mut V::Memory {
         &mut self.memory
+    }
+
+    /// Does something to it between two runs. Nothing happens to a machine that has stopped.
+    pub fn operate(&mut self, operation: Operation) {
+        if self.stop.is_some() {
+            return;
+        }
+        let now = self.door.last();
+        match operation {
+            Operation::PowerButton => self.board.press_power_button(now),
+            Operation::Nmi => self.board.press_nmi_button(now),
+            Operation::Reset => self.stop = Some(Stop::Reset),
+            Operation::Stop => self.stop = Some(Stop::SwitchedOff),
+        }
     }
 
     /// Starts it again, after a reset, with what the loader has put into its memory and returned as `state`.

@@ -35,6 +35,12 @@ enum What {
         #[arg(long, value_enum, default_value_t = Platform::Qemu)]
         platform: Platform,
     },
+    /// How long Linux takes to a shell, and how fast it then works.
+    Boot {
+        /// Which machine.
+        #[arg(long, value_enum, default_value_t = Platform::Qemu)]
+        platform: Platform,
+    },
     /// What the replication protocol costs: sealing, small entries, goodput, memory.
     Link,
 }
@@ -47,6 +53,7 @@ enum What {
 pub fn run(arguments: &Arguments) -> Result<()> {
     let platform = match arguments.what {
         What::Exits { platform } => platform,
+        What::Boot { platform } => return super::bench_boot::run(platform),
         What::Link => return super::bench_link::run(),
     };
     check_platform(platform, Firmware::Bios)?;

@@ -1,6 +1,7 @@
 //! One file per verb of `cargo xtask`.
 
 pub mod bench;
+mod bench_boot;
 pub mod bench_link;
 pub mod build;
 pub mod image;

@@ -26,7 +26,7 @@ pub struct Arguments {
     /// By UEFI firmware instead of a BIOS (not in Bochs).
     #[arg(long)]
     pub uefi: bool,
-    /// "linux" for Debian's kernel with a shell, or a test guest of tests/guests/guests.toml [default: hello].
+    /// "linux" for Debian's kernel with a shell, or a test guest of tests/guests/guests.toml [default: linux].
     #[arg(long, value_name = "NAME")]
     pub guest: Option<String>,
     /// A bzImage instead of Debian's kernel; it runs without an initrd unless there is --initrd.
@@ -105,14 +105,14 @@ impl Guest {
         ];
         let given = for_linux.iter().find(|(_, given)| *given);
         match (arguments.guest.as_deref(), given) {
-            (Some(LINUX), _) | (None, Some(_)) => Ok(Guest::Linux),
+            (None | Some(LINUX), _) => Ok(Guest::Linux),
             (Some(name), Some((option, _))) => {
                 bail!("{option} is for --guest {LINUX}, not for the test guest {name:?}")
             }
-            (name, None) => {
+            (Some(name), None) => {
                 let guests = Guests::load()?;
                 let guest = guests
-                    .named(name.unwrap_or("hello"))
+                    .named(name)
                     .with_context(|| format!("neither {LINUX:?} nor a test guest"))?;
                 Ok(Guest::Test(Box::new(guest.clone())))
             }
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn the_guest_follows_from_the_options() {
         let choose = |options: &[&str]| Guest::choose(&arguments(options)).unwrap();
-        assert!(matches!(choose(&[]), Guest::Test(guest) if guest.name == "hello"));
+        assert!(matches!(choose(&[]), Guest::Linux));
         assert!(matches!(choose(&["--guest", "long"]), Guest::Test(guest) if guest.name == "long"));
         assert!(matches!(choose(&["--guest", "linux"]), Guest::Linux));
         assert!(matches!(choose(&["--cmdline", "x"]), Guest::Linux));

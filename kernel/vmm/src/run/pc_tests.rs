@@ -11,6 +11,7 @@ use super::*;
 use crate::board::Kind;
 use crate::config::Limits;
 use crate::cpu::PortAccess;
+use crate::machine::Operation;
 use crate::nondet::Door;
 use crate::profile::Profile;
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
@@ -177,4 +178,35 @@ fn a_pc_is_switched_off_by_acpi() {
     m.vcpu.script.push_back(at(0, Exit::Port(access)));
     assert_eq!(m.run(&mut host, 1000), Some(Stop::PowerOff));
     assert!(Stop::PowerOff.is_success());
+}
+
+#[test]
+fn the_host_can_press_the_buttons() {
+    let mut host = TestHost::default();
+    let mut m = with_timer(&mut host);
+    // As at power-on LINT1 is the NMI's.
+    m.operate(Operation::Nmi);
+    m.vcpu.script.push_back(at(0, Exit::Cpuid));
+    m.run(&mut host, 1000);
+    assert_eq!(m.vcpu.delivered, [(5, Event::nmi())]);
+
+    let status = |m: &mut Machine<ScriptedVcpu>, host: &mut TestHost| {
+        let access = PortAccess {
+            port: 0x600,
+            size: 2,
+            write: false,
+            string: false,
+        };
+        m.vcpu.script.push_back(at(0, Exit::Port(access)));
+        m.run(host, 1000);
+        m.vcpu.state.gprs[Gpr::Rax] & 1 << 8
+    };
+    assert_eq!(status(&mut m, &mut host), 0);
+    m.operate(Operation::PowerButton);
+    assert_ne!(status(&mut m, &mut host), 0);
+
+    m.operate(Operation::Stop);
+    assert_eq!(m.run(&mut host, 1000), Some(Stop::SwitchedOff));
+    m.operate(Operation::Reset);
+    assert_eq!(m.stopped(), Some(Stop::SwitchedOff), "it is off");
 }
