@@ -47,7 +47,7 @@ fn seconds(mut fields: [u8; 8], format: Format) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rtc::{Rtc, spec};
+    use crate::rtc::Rtc;
     use crate::time::GuestTime;
 
     /// 2026-11-22 08:00:00 UTC.
@@ -55,8 +55,8 @@ mod tests {
 
     fn read_at(rtc: &mut Rtc, now: GuestTime) -> Option<u64> {
         unix_seconds(&mut |index| {
-            rtc.write(now, spec::INDEX_PORT, index);
-            rtc.read(now, spec::DATA_PORT)
+            rtc.write_index(index);
+            rtc.read(now)
         })
     }
 
