@@ -105,7 +105,7 @@ impl GuestRam {
     #[inline]
     fn word(&self, gpa: Gpa, size: u64) -> Result<*const u8, NotRam> {
         let frame = self.host_frame(gpa).ok_or(NotRam(gpa))?;
-        if gpa.0 % size != 0 {
+        if !gpa.0.is_multiple_of(size) {
             return Err(NotRam(gpa));
         }
         Ok(physmap::ptr(frame.offset(gpa.0 % LARGE_PAGE_SIZE)).cast_const())
