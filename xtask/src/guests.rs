@@ -64,7 +64,7 @@ impl Expect {
             Expect::Exit(status) => reason == format!("exit status {status}"),
             Expect::TripleFault => reason.starts_with("triple fault"),
             Expect::Halted => reason.starts_with("halted"),
-            Expect::Budget => reason == "instruction limit",
+            Expect::Budget => matches!(reason, "instruction limit" | "exit limit"),
             Expect::Any => true,
         }
     }
@@ -280,6 +280,7 @@ mod tests {
         assert!(expect("triple fault").matches("triple fault"));
         assert!(expect("halted").matches("halted"));
         assert!(expect("budget").matches("instruction limit"));
+        assert!(expect("budget").matches("exit limit"));
         assert!(expect("any").matches("error: x"));
         assert!(Expect::try_from("exit x".to_owned()).is_err());
     }
