@@ -157,6 +157,18 @@ impl GuestMemory for GuestRam {
     }
 
     #[inline]
+    fn read_u128(&self, from: Gpa) -> Result<u128, NotRam> {
+        let frame = self.host_frame(from).ok_or(NotRam(from))?;
+        let offset = from.0 % LARGE_PAGE_SIZE;
+        if offset > LARGE_PAGE_SIZE - 16 {
+            return Err(NotRam(from));
+        }
+        let at = physmap::ptr(frame.offset(offset)).cast::<u128>();
+        // SAFETY: sixteen bytes inside a frame owned by `self`; the guest does not run now.
+        Ok(unsafe { at.read_unaligned() })
+    }
+
+    #[inline]
     fn read_u32(&self, from: Gpa) -> Result<u32, NotRam> {
         let word = self.word(from, 4)?;
         // SAFETY: four aligned bytes inside a frame owned by `self`; the guest does not run now.

@@ -101,10 +101,11 @@ impl Board {
         }
     }
 
-    /// What the guest asked for, once.
+    /// What the guest asked for since the last reset.
     #[inline]
-    pub fn take_request(&mut self) -> Option<Request> {
-        self.request.take()
+    #[must_use]
+    pub fn request(&self) -> Option<Request> {
+        self.request
     }
 
     /// Accesses to ports and addresses where no device is.
@@ -184,9 +185,10 @@ impl Board {
         self.chipset.is_some() || self.test.as_mut().is_some_and(|t| t.wait(now.0))
     }
 
-    /// Whether something outside of the guest's own execution can end its waiting.
+    /// Whether its devices live in time, not by the guest's own execution alone.
+    #[inline]
     #[must_use]
-    pub fn hears(&self) -> bool {
+    pub fn has_time(&self) -> bool {
         self.chipset.is_some()
     }
 

@@ -330,7 +330,11 @@ pub trait Vcpu {
     fn msrs(&self) -> SystemMsrs;
     /// Sets system MSRs; addresses are canonical.
     fn set_msrs(&mut self, msrs: &SystemMsrs);
-    /// The base of FS or GS.
+    /// Current privilege level: SS.DPL (SDM 3 6.5).
+    fn cpl(&self) -> u8 {
+        self.segment(SegmentName::Ss).dpl()
+    }
+    /// The base of a segment.
     fn segment_base(&self, name: SegmentName) -> u64 {
         self.segment(name).base
     }

@@ -37,6 +37,17 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Reads 16 bytes of one page, little endian, as an instruction fetch does.
+    ///
+    /// # Errors
+    ///
+    /// They are not RAM.
+    fn read_u128(&self, from: Gpa) -> Result<u128, NotRam> {
+        let mut bytes = [0; 16];
+        self.read(from, &mut bytes)?;
+        Ok(u128::from_le_bytes(bytes))
+    }
+
     /// Reads an aligned little-endian 32-bit word, as a page walk does.
     ///
     /// # Errors

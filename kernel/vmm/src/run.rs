@@ -52,7 +52,7 @@ impl<V: Vcpu> Machine<V> {
                 Next::Inject(event) => self.inject(event),
                 Next::Stop(stop) => self.stop = Some(stop),
             }
-            if let Some(request) = self.board.take_request() {
+            if let Some(request) = self.board.request() {
                 self.stop = Some(request.into());
             }
             if matches!(exit, Exit::HostWork) {
@@ -84,33 +84,43 @@ impl<V: Vcpu> Machine<V> {
             self.stop = Some(Stop::InstructionLimit);
             return None;
         }
-        while let Some(deadline) = self.board.deadline() {
-            match self.door.time(host, deadline) {
-                // The next deadline lies behind `time`.
-                Ok(time) => self.board.advance(time),
-                Err(left) => {
-                    budget = budget.min(host.ticks(left));
-                    break;
+        let mut until = self.limit;
+        if self.board.has_time() {
+            budget = self.let_time_in(host, budget);
+            self.deliver(now);
+        } else {
+            match self.board.due() {
+                None => self.want(Pending::default()),
+                Some(due) if due > now => {
+                    self.want(Pending::default());
+                    until = until.min(due);
                 }
+                Some(_) => self.deliver(now),
             }
         }
-        self.deliver(now);
         if self.halted {
             // With interrupts off only an NMI could end it.
-            if !self.board.hears() || !self.vcpu.rflags().contains(Rflags::IF) {
+            if !self.board.has_time() || !self.vcpu.rflags().contains(Rflags::IF) {
                 self.stop = Some(Stop::Halted);
             }
             return None;
         }
-        let until = match self.board.due() {
-            Some(due) if due > now => due.min(self.limit),
-            _ => self.limit,
-        };
         Some((until, budget))
     }
 
+    /// Advances the devices if their deadline has come. Returns how much of `budget` is left until the next one.
+    fn let_time_in(&mut self, host: &mut impl Host, budget: u64) -> u64 {
+        while let Some(deadline) = self.board.deadline() {
+            match self.door.time(host, deadline) {
+                // The next deadline lies behind `time`.
+                Ok(time) => self.board.advance(time),
+                Err(left) => return budget.min(host.ticks(left)),
+            }
+        }
+        budget
+    }
+
     /// Hands over what devices hold pending, or asks for the window in which it can be taken.
-    #[inline]
     fn deliver(&mut self, now: Icount) {
         let mut pending = self.board.pending(now);
         for window in [Window::Nmi, Window::Interrupt] {
@@ -129,9 +139,13 @@ impl<V: Vcpu> Machine<V> {
     /// every run at once.
     #[inline]
     pub(crate) fn want(&mut self, pending: Pending) {
-        if self.wanted == pending {
-            return;
+        if self.wanted != pending {
+            self.change_windows(pending);
         }
+    }
+
+    #[cold]
+    fn change_windows(&mut self, pending: Pending) {
         for window in [Window::Nmi, Window::Interrupt] {
             let wanted = pending.includes(window);
             if wanted != self.wanted.includes(window) {
@@ -161,17 +175,23 @@ impl<V: Vcpu> Machine<V> {
 
     /// The trap that the processor would raise behind an instruction, or an iteration of a repeated one, that
     /// it had executed itself (SDM 3 18.3.1).
+    #[inline]
     fn trap_after(&mut self, single_stepping: bool) {
+        if single_stepping || self.traps != 0 {
+            self.trap(single_stepping);
+        }
+    }
+
+    #[cold]
+    fn trap(&mut self, single_stepping: bool) {
         let mut traps = core::mem::take(&mut self.traps);
         if single_stepping {
             traps |= DR6_SINGLE_STEP;
         }
-        if traps != 0 {
-            let mut debug = self.vcpu.debug();
-            debug.dr6 |= traps;
-            self.vcpu.set_debug(&debug);
-            self.inject(Event::exception(vector::DB));
-        }
+        let mut debug = self.vcpu.debug();
+        debug.dr6 |= traps;
+        self.vcpu.set_debug(&debug);
+        self.inject(Event::exception(vector::DB));
     }
 
     /// One arm per exit, one call per arm.

@@ -84,7 +84,7 @@ pub fn execute<V: Vcpu>(
 ) -> Outcome {
     let control = vcpu.control();
     let cs = vcpu.segment(SegmentName::Cs);
-    let cpl = vcpu.segment(SegmentName::Ss).dpl();
+    let cpl = vcpu.cpl();
     let context = CodeContext {
         control: &control,
         cs: &cs,

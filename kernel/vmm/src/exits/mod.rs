@@ -8,7 +8,7 @@ pub(crate) mod msr;
 pub(crate) mod time;
 
 use arch::event::Event;
-use arch::regs::{Gpr, Gprs, SegmentName};
+use arch::regs::{Gpr, Gprs};
 
 use crate::cpu::Vcpu;
 use crate::machine::{Machine, Stop};
@@ -32,7 +32,7 @@ pub(crate) enum Next {
 
 /// Privilege level of the guest's code, for the exits that come before the processor has checked it.
 fn current_privilege<V: Vcpu>(machine: &Machine<V>) -> u8 {
-    machine.vcpu.segment(SegmentName::Ss).dpl()
+    machine.vcpu.cpl()
 }
 
 /// EDX:EAX, as RDMSR and XSETBV take and give 64 bits.

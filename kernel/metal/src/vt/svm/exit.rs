@@ -74,8 +74,6 @@ impl Vcpu {
         let code = ExitCode::from_field(control.exit_code);
         let info_1 = control.exit_info_1;
         Next::Surface(match code {
-            ExitCode::CPUID => Exit::Cpuid,
-            ExitCode::RDTSC => self.time_stamp(memory),
             ExitCode::MSR if info_1 & 1 == 0 => Exit::ReadMsr,
             ExitCode::MSR => {
                 // A write of EFER may change how the instruction decodes: its length is taken now.
@@ -149,7 +147,7 @@ impl Vcpu {
 
     /// QEMU reports RDTSCP as RDTSC, and has counted it.
     #[inline]
-    fn time_stamp(&mut self, memory: &GuestRam) -> Exit {
+    pub(super) fn time_stamp(&mut self, memory: &GuestRam) -> Exit {
         if self.counting.kind() != CounterKind::Tsc {
             return Exit::Rdtsc;
         }

@@ -15,7 +15,8 @@ use super::vcpu::Vcpu;
 const TSS_BUSY: u32 = 2;
 
 impl Vcpu {
-    fn vmcb_segment(&self, name: SegmentName) -> &VmcbSegment {
+    #[inline]
+    pub(super) fn vmcb_segment(&self, name: SegmentName) -> &VmcbSegment {
         let save = &self.vmcb.save;
         match name {
             SegmentName::Es => &save.es,

@@ -308,6 +308,12 @@ impl Vcpu {
             if self.attention || cut_off {
                 self.settle(retired);
             }
+            // The commonest exits carry nothing: they need not go through `Next`.
+            match self.exit_code() {
+                ExitCode::CPUID => return Exit::Cpuid,
+                ExitCode::RDTSC => return self.time_stamp(memory),
+                _ => {}
+            }
             let interrupted = match self.dispatch(memory) {
                 Next::Surface(exit) => return exit,
                 Next::Again => false,
@@ -423,6 +429,16 @@ impl vmm::cpu::Vcpu for Vcpu {
 
     fn segment(&self, name: SegmentName) -> Segment {
         self.segment_of(name)
+    }
+
+    #[inline]
+    fn cpl(&self) -> u8 {
+        self.vmcb.save.cpl & 3
+    }
+
+    #[inline]
+    fn segment_base(&self, name: SegmentName) -> u64 {
+        self.vmcb_segment(name).base
     }
 
     fn control(&self) -> ControlRegisters {

@@ -88,14 +88,21 @@ impl Vcpu {
     /// See [`vmm::cpu::Vcpu::control`].
     pub(super) fn read_control(&self) -> ControlRegisters {
         self.own();
+        let (cr4, efer) = (self.read_cr4(), self.read_efer());
+        // Elsewhere they mean nothing (SDM 3 5.4.1).
+        let pae = cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA);
         ControlRegisters {
             cr0: self.read_cr0(),
             cr2: x86::cr2(),
             cr3: self.vmcs.read(field::GUEST_CR3),
-            cr4: self.read_cr4(),
-            efer: self.read_efer(),
+            cr4,
+            efer,
             xcr0: fpu::xcr0(),
-            pdptes: PDPTES.map(|entry| self.vmcs.read(entry)),
+            pdptes: if pae {
+                PDPTES.map(|entry| self.vmcs.read(entry))
+            } else {
+                [0; 4]
+            },
         }
     }
 

@@ -356,6 +356,15 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.write_msrs(msrs);
     }
 
+    #[inline]
+    fn cpl(&self) -> u8 {
+        let rights = self
+            .vmcs
+            .read(SegmentFields::of(SegmentName::Ss).attributes);
+        (rights >> 5 & 3) as u8
+    }
+
+    #[inline]
     fn segment_base(&self, name: SegmentName) -> u64 {
         self.vmcs.read(SegmentFields::of(name).base)
     }
