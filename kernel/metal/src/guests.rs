@@ -15,7 +15,7 @@ use vmm::host::Host;
 use vmm::load::{GuestFiles, load};
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestMemory;
-use vmm::nondet::Door;
+use vmm::nondet::{Door, Question};
 use vmm::profile::{Leaf, Profile};
 use vmm::report::{Dump, Exits};
 
@@ -50,6 +50,10 @@ impl Host for BareMetal {
 
     fn random(&mut self) -> u64 {
         self.random.as_mut().map_or(0, Rng::next_u64)
+    }
+
+    fn unix_seconds(&mut self) -> u64 {
+        clock::unix_seconds()
     }
 
     fn ticks(&self, ns: u64) -> u64 {
@@ -203,11 +207,17 @@ fn start<B: Backend>(
     let mut vcpu = backend.new_vcpu().map_err(|error| error.to_string())?;
     vcpu.restore(&state);
     log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
+    let mut door = Door::new(host);
     let (devices, profile) = if guest.test_devices {
         (Kind::Test, profile.clone())
     } else {
         (
-            pc(guest, memory.size(), profile),
+            pc(
+                guest,
+                memory.size(),
+                profile,
+                door.take(host, Question::WallClock),
+            ),
             profile.clone().with_local_apic(),
         )
     };
@@ -217,18 +227,18 @@ fn start<B: Backend>(
         memory,
         profile,
         &devices,
-        Door::new(host),
+        door,
         guest.limits,
     ))
 }
 
 /// The chips of a guest that has a PC's.
-fn pc(guest: &Guest, memory: u64, profile: &Profile) -> Kind {
+fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
     Kind::Pc {
         chips: chipset::Config {
             low_memory: memory,
             high_memory: 0,
-            clock_base: clock::unix_seconds(),
+            clock_base,
             serial: [true; 2],
             physical_address_bits: profile.physical_bits(),
             timer_width: TimerWidth::Bits32,

@@ -138,11 +138,11 @@ fn measure_hpet(at: Hpa) -> Option<Measurement> {
         return None;
     }
     let bits = if capabilities & 1 << 13 == 0 { 32 } else { 64 };
-    // SAFETY: as above.
     measure(
         Reference::Hpet,
         1_000_000_000_000_000 / period_fs,
         bits,
+        // SAFETY: the register block is mapped for good, and reading the counter has no effect.
         || unsafe { registers.add(MAIN_COUNTER).read_volatile() },
     )
 }

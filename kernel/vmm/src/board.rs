@@ -260,16 +260,16 @@ impl Board {
     // The outside.
 
     /// Takes in what was typed on the guest's console.
-    pub fn listen(&mut self, host: &mut impl Host, now: GuestTime) {
+    pub fn listen(&mut self, host: &mut impl Host, door: &mut Door) {
         if !self.serial {
             return;
         }
         let Some(chipset) = &mut self.chipset else {
             return;
         };
-        while let Some(byte) = host.console_input() {
+        while let Some(byte) = door.console(host) {
             // A full queue drops it, as a line without flow control does.
-            chipset.receive(now, Serial::One, &[byte]);
+            chipset.receive(door.last(), Serial::One, &[byte]);
         }
     }
 

@@ -8,6 +8,9 @@ pub trait Host {
     /// Random bits from the host's entropy; 0 if it has none. Only [`crate::nondet::Door`] may ask.
     fn random(&mut self) -> u64;
 
+    /// Seconds since 1970 by the host's clock; 0 if it has none. Only [`crate::nondet::Door`] may ask.
+    fn unix_seconds(&mut self) -> u64;
+
     /// Host TSC ticks in so many nanoseconds, at least 1: how long the processor may run, which no guest sees.
     fn ticks(&self, ns: u64) -> u64;
 
@@ -18,6 +21,6 @@ pub trait Host {
     /// A byte that the guest with the host's serial port wrote to COM1.
     fn console_byte(&mut self, byte: u8);
 
-    /// A byte typed for the guest with the host's serial port.
+    /// A byte typed for the guest with the host's serial port. Only [`crate::nondet::Door`] may ask.
     fn console_input(&mut self) -> Option<u8>;
 }

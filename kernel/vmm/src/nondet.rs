@@ -18,6 +18,8 @@ pub enum Question {
     TimeStamp,
     /// RDRAND or RDSEED.
     Random,
+    /// What the clock shows at power-on: seconds since 1970.
+    WallClock,
 }
 
 /// The door of one guest.
@@ -45,7 +47,13 @@ impl Door {
         match question {
             Question::TimeStamp => self.now(host).0.wrapping_add(self.time_stamp_offset),
             Question::Random => host.random(),
+            Question::WallClock => host.unix_seconds(),
         }
+    }
+
+    /// Lets the next byte in that was typed for the guest.
+    pub fn console(&mut self, host: &mut impl Host) -> Option<u8> {
+        host.console_input()
     }
 
     /// Guest time, asked for at this point of execution.
@@ -136,6 +144,19 @@ mod tests {
         assert_eq!(door.take(&mut host, Question::TimeStamp), 1);
         door.reset();
         assert_eq!(door.take(&mut host, Question::TimeStamp), 112);
+    }
+
+    #[test]
+    fn the_wall_clock_and_what_is_typed_are_the_hosts() {
+        let mut host = TestHost {
+            now_ns: 7_000_000_000,
+            typed: [b'x'].into(),
+            ..TestHost::default()
+        };
+        let mut door = Door::new(&mut host);
+        assert_eq!(door.take(&mut host, Question::WallClock), 7);
+        assert_eq!(door.console(&mut host), Some(b'x'));
+        assert_eq!(door.console(&mut host), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl<V: Vcpu> Machine<V> {
         if self.stats.noted() >= self.exit_limit {
             self.stop.get_or_insert(Stop::ExitLimit);
         }
-        self.board.listen(host, self.door.last());
+        self.board.listen(host, &mut self.door);
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;

@@ -115,6 +115,10 @@ impl Host for TestHost {
         self.random
     }
 
+    fn unix_seconds(&mut self) -> u64 {
+        self.now_ns / 1_000_000_000
+    }
+
     fn ticks(&self, ns: u64) -> u64 {
         ns
     }
