@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod boot_partition;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +31,9 @@ fn main() -> Result<()> {
     builder.set_boot_config(&config);
 
     match firmware.to_str() {
-        Some("bios") => builder.create_bios_image(&disk),
+        Some("bios") => builder
+            .create_bios_image(&disk)
+            .and_then(|()| boot_partition::with_large_clusters(&disk)),
         Some("uefi") => builder.create_uefi_image(&disk),
         _ => bail!(usage),
     }
