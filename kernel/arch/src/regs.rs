@@ -193,6 +193,32 @@ pub struct ControlRegisters {
     pub pdptes: [u64; 4],
 }
 
+impl ControlRegisters {
+    /// Those of them that decide about translation and mode.
+    #[must_use]
+    pub const fn paging(&self) -> Paging {
+        Paging {
+            cr0: self.cr0,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            efer: self.efer,
+        }
+    }
+}
+
+/// The registers that decide how linear addresses translate and in which mode code executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// See [`ControlRegisters::cr0`].
+    pub cr0: Cr0,
+    /// See [`ControlRegisters::cr3`].
+    pub cr3: u64,
+    /// See [`ControlRegisters::cr4`].
+    pub cr4: Cr4,
+    /// See [`ControlRegisters::efer`].
+    pub efer: Efer,
+}
+
 /// Debug registers. DR4 and DR5 are aliases and have no state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DebugRegisters {

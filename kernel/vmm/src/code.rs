@@ -1,7 +1,7 @@
 //! Fetching and decoding the instruction at RIP.
 
 use arch::addr::Gva;
-use arch::regs::{ControlRegisters, Cr0, Efer, Segment, SegmentAttributes};
+use arch::regs::{Cr0, Efer, Paging, SegmentAttributes};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 
 use crate::memory::GuestMemory;
@@ -14,9 +14,11 @@ pub const MAX_INSTRUCTION: usize = 15;
 #[derive(Clone, Copy, Debug)]
 pub struct CodeContext<'a> {
     /// Paging and mode.
-    pub control: &'a ControlRegisters,
-    /// Code segment.
-    pub cs: &'a Segment,
+    pub paging: &'a Paging,
+    /// Base of the code segment.
+    pub cs_base: u64,
+    /// Attributes of the code segment.
+    pub cs_attributes: SegmentAttributes,
     /// Current privilege level.
     pub cpl: u8,
     /// Offset of the instruction.
@@ -28,19 +30,19 @@ impl CodeContext<'_> {
     #[must_use]
     #[inline]
     pub fn bitness(&self) -> u32 {
-        if !self.control.cr0.contains(Cr0::PE) {
+        if !self.paging.cr0.contains(Cr0::PE) {
             // CS.D is kept from protected mode ("big real mode"), as the processor does.
-            return if self.cs.attributes.contains(SegmentAttributes::BIG) {
+            return if self.cs_attributes.contains(SegmentAttributes::BIG) {
                 32
             } else {
                 16
             };
         }
-        if self.control.efer.contains(Efer::LMA)
-            && self.cs.attributes.contains(SegmentAttributes::LONG)
+        if self.paging.efer.contains(Efer::LMA)
+            && self.cs_attributes.contains(SegmentAttributes::LONG)
         {
             64
-        } else if self.cs.attributes.contains(SegmentAttributes::BIG) {
+        } else if self.cs_attributes.contains(SegmentAttributes::BIG) {
             32
         } else {
             16
@@ -54,7 +56,7 @@ impl CodeContext<'_> {
         if self.bitness() == 64 {
             Gva(self.rip)
         } else {
-            Gva(self.cs.base.wrapping_add(self.rip) & 0xffff_ffff)
+            Gva(self.cs_base.wrapping_add(self.rip) & 0xffff_ffff)
         }
     }
 }
@@ -105,7 +107,7 @@ pub fn fetch<M: GuestMemory>(memory: &M, context: &CodeContext<'_>) -> Result<Co
         user: context.cpl == 3,
     };
     let start = context.linear();
-    let gpa = translate(memory, context.control, start, access).map_err(CodeError::Walk)?;
+    let gpa = translate(memory, context.paging, start, access).map_err(CodeError::Walk)?;
     let mut code = Code {
         bytes: [0; MAX_INSTRUCTION],
         length: MAX_INSTRUCTION as u8,
@@ -125,12 +127,7 @@ pub fn fetch<M: GuestMemory>(memory: &M, context: &CodeContext<'_>) -> Result<Co
     if tail.is_empty() {
         return Ok(code);
     }
-    let next = translate(
-        memory,
-        context.control,
-        start.offset(in_page as u64),
-        access,
-    );
+    let next = translate(memory, context.paging, start.offset(in_page as u64), access);
     let whole = next.is_ok_and(|gpa| memory.read(gpa, tail).is_ok());
     if !whole {
         tail.fill(0);
@@ -167,11 +164,22 @@ pub fn warm() {
 mod tests {
     use super::*;
     use crate::testing::{Ram, control_long, control_protected};
+    use arch::regs::Segment;
     use iced_x86::Mnemonic;
 
     const CODE_64: Segment = Segment::flat(8, 0xa09b);
     const CODE_32: Segment = Segment::flat(8, 0xc09b);
     const CODE_16: Segment = Segment::real(0x100, 0x9b);
+
+    fn context<'a>(paging: &'a Paging, cs: &Segment, rip: u64) -> CodeContext<'a> {
+        CodeContext {
+            paging,
+            cs_base: cs.base,
+            cs_attributes: cs.attributes,
+            cpl: 0,
+            rip,
+        }
+    }
 
     #[test]
     fn the_mode_decides_what_the_bytes_mean() {
@@ -179,23 +187,13 @@ mod tests {
             bytes: [0x48, 0x89, 0xc8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             length: 15,
         };
-        let long = control_long(0);
-        let context = CodeContext {
-            control: &long,
-            cs: &CODE_64,
-            cpl: 0,
-            rip: 0,
-        };
-        assert_eq!(decode(&code, &context).map(|i| i.len()), Ok(3));
-        let protected = control_protected();
-        let context = CodeContext {
-            control: &protected,
-            cs: &CODE_32,
-            cpl: 0,
-            rip: 0,
-        };
+        let long = control_long(0).paging();
+        let here = context(&long, &CODE_64, 0);
+        assert_eq!(decode(&code, &here).map(|i| i.len()), Ok(3));
+        let protected = control_protected().paging();
+        let here = context(&protected, &CODE_32, 0);
         assert_eq!(
-            decode(&code, &context).map(|i| i.mnemonic()),
+            decode(&code, &here).map(|i| i.mnemonic()),
             Ok(Mnemonic::Dec)
         );
     }
@@ -204,18 +202,13 @@ mod tests {
     fn real_mode_addresses_add_the_base() {
         let mut ram = Ram::new(0x1_0000);
         ram.put(0x1234, &[0x0f, 0xa2]);
-        let mut control = control_protected();
-        control.cr0 -= Cr0::PE;
-        let context = CodeContext {
-            control: &control,
-            cs: &CODE_16,
-            cpl: 0,
-            rip: 0x234,
-        };
-        assert_eq!(context.bitness(), 16);
-        let code = fetch(&ram, &context).expect("in RAM");
+        let mut paging = control_protected().paging();
+        paging.cr0 -= Cr0::PE;
+        let here = context(&paging, &CODE_16, 0x234);
+        assert_eq!(here.bitness(), 16);
+        let code = fetch(&ram, &here).expect("in RAM");
         assert_eq!(
-            decode(&code, &context).map(|i| i.mnemonic()),
+            decode(&code, &here).map(|i| i.mnemonic()),
             Ok(Mnemonic::Cpuid)
         );
     }
@@ -240,15 +233,10 @@ mod tests {
     fn the_last_fifteen_bytes_of_a_page_need_no_other_page() {
         let mut ram = Ram::new(0x2000);
         ram.put(0x1ff1, &[0x90; 15]);
-        let control = control_protected();
+        let paging = control_protected().paging();
         for rip in [0x1ff0, 0x1ff1] {
-            let context = CodeContext {
-                control: &control,
-                cs: &CODE_32,
-                cpl: 0,
-                rip,
-            };
-            let code = fetch(&ram, &context).expect("in RAM");
+            let here = context(&paging, &CODE_32, rip);
+            let code = fetch(&ram, &here).expect("in RAM");
             assert_eq!((code.length, code.bytes[14]), (15, 0x90));
         }
     }
@@ -257,25 +245,20 @@ mod tests {
     fn an_instruction_may_end_where_the_next_page_is_missing() {
         let mut ram = Ram::new(0x2000);
         ram.put(0x1ffe, &[0x0f, 0xa2]);
-        let control = control_protected();
-        let context = CodeContext {
-            control: &control,
-            cs: &CODE_32,
-            cpl: 0,
-            rip: 0x1ffe,
-        };
-        let code = fetch(&ram, &context).expect("first byte is there");
+        let paging = control_protected().paging();
+        let here = context(&paging, &CODE_32, 0x1ffe);
+        let code = fetch(&ram, &here).expect("first byte is there");
         assert_eq!(code.length, 2);
-        assert_eq!(decode(&code, &context).map(|i| i.len()), Ok(2));
+        assert_eq!(decode(&code, &here).map(|i| i.len()), Ok(2));
         let cut = CodeContext {
             rip: 0x1fff,
-            ..context
+            ..here
         };
         let code = fetch(&ram, &cut).expect("first byte is there");
         assert_eq!(decode(&code, &cut), Err(CodeError::Invalid));
         let outside = CodeContext {
             rip: 0x2000,
-            ..context
+            ..here
         };
         assert_eq!(fetch(&ram, &outside), Err(CodeError::NotInRam));
     }

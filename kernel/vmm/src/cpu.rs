@@ -6,7 +6,8 @@
 use arch::addr::{Gpa, Gva};
 use arch::event::Event;
 use arch::regs::{
-    ControlRegisters, CpuState, DebugRegisters, Gpr, Gprs, Rflags, Segment, SegmentName, SystemMsrs,
+    ControlRegisters, CpuState, DebugRegisters, Gpr, Gprs, Paging, Rflags, Segment,
+    SegmentAttributes, SegmentName, SystemMsrs,
 };
 
 use crate::memory::GuestMemory;
@@ -322,6 +323,10 @@ pub trait Vcpu {
     /// Sets control registers, `pdptes` included; values are valid for this machine (the loop has checked
     /// them, derived EFER.LMA and read the PDPTEs from guest memory). Flushes what has to be flushed.
     fn set_control(&mut self, control: &ControlRegisters);
+    /// What of the control registers decides about translation and mode: all that most exits look at.
+    fn paging(&self) -> Paging {
+        self.control().paging()
+    }
     /// Debug registers.
     fn debug(&self) -> DebugRegisters;
     /// Sets debug registers.
@@ -337,6 +342,10 @@ pub trait Vcpu {
     /// The base of a segment.
     fn segment_base(&self, name: SegmentName) -> u64 {
         self.segment(name).base
+    }
+    /// The attributes of a segment.
+    fn segment_attributes(&self, name: SegmentName) -> SegmentAttributes {
+        self.segment(name).attributes
     }
     /// Sets the base of FS or GS.
     fn set_segment_base(&mut self, name: SegmentName, base: u64);

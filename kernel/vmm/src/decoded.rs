@@ -89,10 +89,11 @@ mod tests {
     }
 
     fn mnemonic(cache: &mut DecodeCache, head: &[u8], cs: &Segment, rip: u64) -> Mnemonic {
-        let control = control_long(0);
+        let paging = control_long(0).paging();
         let context = CodeContext {
-            control: &control,
-            cs,
+            paging: &paging,
+            cs_base: cs.base,
+            cs_attributes: cs.attributes,
             cpl: 0,
             rip,
         };
@@ -119,12 +120,13 @@ mod tests {
         assert_eq!(mnemonic(&mut cache, &rex, &CODE_16, 0x2000), Mnemonic::Dec);
         // RIP-relative operands depend on the address: same place, same bytes, another instruction.
         let relative = [0x8b, 0x05, 0, 0, 0, 0];
-        let control = control_long(0);
+        let paging = control_long(0).paging();
         let targets = [0x40_0000, 0x40_0000 + (1 << 40)].map(|rip| {
             assert_eq!(place_of(rip), place_of(0x40_0000));
             let context = CodeContext {
-                control: &control,
-                cs: &CODE_64,
+                paging: &paging,
+                cs_base: CODE_64.base,
+                cs_attributes: CODE_64.attributes,
                 cpl: 0,
                 rip,
             };

@@ -224,9 +224,11 @@ impl Vcpu for ScriptedVcpu {
         let exit = step.exit;
         self.script.pop_front();
         // Measured at the exit, as backends do: handling it may change where the code is mapped.
+        let cs = &self.state.segments[SegmentName::Cs];
         let context = CodeContext {
-            control: &self.state.control,
-            cs: &self.state.segments[SegmentName::Cs],
+            paging: &self.state.control.paging(),
+            cs_base: cs.base,
+            cs_attributes: cs.attributes,
             cpl: 0,
             rip: self.state.rip,
         };

@@ -5,7 +5,7 @@
 //! follows one the processor made itself, or will make when the access is retried.
 
 use arch::addr::{Gpa, Gva};
-use arch::regs::{ControlRegisters, Cr0, Cr4, Efer};
+use arch::regs::{Cr0, Cr4, Efer, Paging};
 
 use crate::memory::GuestMemory;
 
@@ -59,23 +59,23 @@ const CODE_FETCH: u32 = 1 << 4;
 #[inline]
 pub fn translate<M: GuestMemory>(
     memory: &M,
-    control: &ControlRegisters,
+    paging: &Paging,
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
-    if !control.cr0.contains(Cr0::PG) {
+    if !paging.cr0.contains(Cr0::PG) {
         return Ok(Gpa(gva.0 & 0xffff_ffff));
     }
-    if control.efer.contains(Efer::LMA) {
-        four_level(memory, control, gva, access)
-    } else if control.cr4.contains(Cr4::PAE) {
-        pae(memory, control, Gva(gva.0 & 0xffff_ffff), access)
+    if paging.efer.contains(Efer::LMA) {
+        four_level(memory, paging, gva, access)
+    } else if paging.cr4.contains(Cr4::PAE) {
+        pae(memory, paging, Gva(gva.0 & 0xffff_ffff), access)
     } else {
-        two_level(memory, control, Gva(gva.0 & 0xffff_ffff), access)
+        two_level(memory, paging, Gva(gva.0 & 0xffff_ffff), access)
     }
 }
 
-fn fault(control: &ControlRegisters, gva: Gva, access: Access, present: bool) -> WalkError {
+fn fault(paging: &Paging, gva: Gva, access: Access, present: bool) -> WalkError {
     let mut error_code = 0;
     if present {
         error_code |= CODE_PRESENT;
@@ -86,8 +86,8 @@ fn fault(control: &ControlRegisters, gva: Gva, access: Access, present: bool) ->
     if access.user {
         error_code |= CODE_USER;
     }
-    let nx = control.efer.contains(Efer::NXE) && control.cr4.contains(Cr4::PAE);
-    if access.execute && (nx || control.cr4.contains(Cr4::SMEP)) {
+    let nx = paging.efer.contains(Efer::NXE) && paging.cr4.contains(Cr4::PAE);
+    if access.execute && (nx || paging.cr4.contains(Cr4::SMEP)) {
         error_code |= CODE_FETCH;
     }
     WalkError::PageFault { gva, error_code }
@@ -97,20 +97,19 @@ fn fault(control: &ControlRegisters, gva: Gva, access: Access, present: bool) ->
 struct Rights(u64);
 
 impl Rights {
-    fn allow(&self, control: &ControlRegisters, access: Access) -> bool {
+    fn allow(&self, paging: &Paging, access: Access) -> bool {
         let user_page = self.0 & USER != 0;
         if access.user && !user_page {
             return false;
         }
-        if access.write && self.0 & WRITABLE == 0 && (access.user || control.cr0.contains(Cr0::WP))
-        {
+        if access.write && self.0 & WRITABLE == 0 && (access.user || paging.cr0.contains(Cr0::WP)) {
             return false;
         }
         if access.execute {
-            if self.0 & NO_EXECUTE != 0 && control.efer.contains(Efer::NXE) {
+            if self.0 & NO_EXECUTE != 0 && paging.efer.contains(Efer::NXE) {
                 return false;
             }
-            if !access.user && user_page && control.cr4.contains(Cr4::SMEP) {
+            if !access.user && user_page && paging.cr4.contains(Cr4::SMEP) {
                 return false;
             }
         }
@@ -133,35 +132,35 @@ fn entry<M: GuestMemory>(memory: &M, at: Gpa) -> Result<u64, WalkError> {
 
 fn four_level<M: GuestMemory>(
     memory: &M,
-    control: &ControlRegisters,
+    paging: &Paging,
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
     if ((gva.0 << 16) as i64 >> 16) as u64 != gva.0 {
         return Err(WalkError::NotCanonical);
     }
-    long_levels(memory, control, gva, access, control.cr3 & ADDRESS, 39)
+    long_levels(memory, paging, gva, access, paging.cr3 & ADDRESS, 39)
 }
 
 fn pae<M: GuestMemory>(
     memory: &M,
-    control: &ControlRegisters,
+    paging: &Paging,
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
-    let at = Gpa((control.cr3 & 0xffff_ffe0) + (gva.0 >> 30) * 8);
+    let at = Gpa((paging.cr3 & 0xffff_ffe0) + (gva.0 >> 30) * 8);
     let pdpte = entry(memory, at)?;
     if pdpte & PRESENT == 0 {
-        return Err(fault(control, gva, access, false));
+        return Err(fault(paging, gva, access, false));
     }
-    long_levels(memory, control, gva, access, pdpte & ADDRESS, 21)
+    long_levels(memory, paging, gva, access, pdpte & ADDRESS, 21)
 }
 
 /// The levels with 512 entries of eight bytes, from the one whose index starts at bit `shift` down.
 #[inline]
 fn long_levels<M: GuestMemory>(
     memory: &M,
-    control: &ControlRegisters,
+    paging: &Paging,
     gva: Gva,
     access: Access,
     mut table: u64,
@@ -171,13 +170,13 @@ fn long_levels<M: GuestMemory>(
     loop {
         let e = entry(memory, Gpa(table | (gva.0 >> shift & 0x1ff) << 3))?;
         if e & PRESENT == 0 {
-            return Err(fault(control, gva, access, false));
+            return Err(fault(paging, gva, access, false));
         }
         rights = rights.narrow(e);
         let leaf = shift == 12 || (e & LARGE != 0 && shift <= 30);
         if leaf {
-            if !rights.allow(control, access) {
-                return Err(fault(control, gva, access, true));
+            if !rights.allow(paging, access) {
+                return Err(fault(paging, gva, access, true));
             }
             let within = (1 << shift) - 1;
             return Ok(Gpa((e & ADDRESS & !within) | (gva.0 & within)));
@@ -189,7 +188,7 @@ fn long_levels<M: GuestMemory>(
 
 fn two_level<M: GuestMemory>(
     memory: &M,
-    control: &ControlRegisters,
+    paging: &Paging,
     gva: Gva,
     access: Access,
 ) -> Result<Gpa, WalkError> {
@@ -199,14 +198,14 @@ fn two_level<M: GuestMemory>(
             .map(u64::from)
             .map_err(|_| WalkError::TableNotInRam(Gpa(at)))
     };
-    let pde = read((control.cr3 & 0xffff_f000) | (gva.0 >> 22) << 2)?;
+    let pde = read((paging.cr3 & 0xffff_f000) | (gva.0 >> 22) << 2)?;
     if pde & PRESENT == 0 {
-        return Err(fault(control, gva, access, false));
+        return Err(fault(paging, gva, access, false));
     }
     let rights = ALL_RIGHTS.narrow(pde);
-    if pde & LARGE != 0 && control.cr4.contains(Cr4::PSE) {
-        if !rights.allow(control, access) {
-            return Err(fault(control, gva, access, true));
+    if pde & LARGE != 0 && paging.cr4.contains(Cr4::PSE) {
+        if !rights.allow(paging, access) {
+            return Err(fault(paging, gva, access, true));
         }
         // PSE-36: bits 20:13 of the entry are address bits 39:32 (SDM 3 5.3).
         let base = (pde & 0xffc0_0000) | (pde >> 13 & 0xff) << 32;
@@ -214,10 +213,10 @@ fn two_level<M: GuestMemory>(
     }
     let pte = read((pde & 0xffff_f000) | (gva.0 >> 12 & 0x3ff) << 2)?;
     if pte & PRESENT == 0 {
-        return Err(fault(control, gva, access, false));
+        return Err(fault(paging, gva, access, false));
     }
-    if !rights.narrow(pte).allow(control, access) {
-        return Err(fault(control, gva, access, true));
+    if !rights.narrow(pte).allow(paging, access) {
+        return Err(fault(paging, gva, access, true));
     }
     Ok(Gpa((pte & 0xffff_f000) | (gva.0 & 0xfff)))
 }
@@ -248,7 +247,7 @@ mod tests {
         user: false,
     };
 
-    fn long() -> (Ram, ControlRegisters) {
+    fn long() -> (Ram, Paging) {
         let mut ram = Ram::new(0x10_0000);
         ram.put_u64(0x1000, 0x2000 | 7);
         ram.put_u64(0x2000, 0x3000 | 7);
@@ -257,16 +256,16 @@ mod tests {
         ram.put_u64(0x3008, 0x20_0000 | LARGE | 5); // 2 MiB page, read-only
         ram.put_u64(0x4000, 0x9000 | 3); // supervisor
         ram.put_u64(0x4008, 0xa000 | 7 | NO_EXECUTE);
-        let mut control = control_long(0x1000);
-        control.cr0 |= Cr0::WP;
-        control.efer |= Efer::NXE;
-        (ram, control)
+        let mut paging = control_long(0x1000).paging();
+        paging.cr0 |= Cr0::WP;
+        paging.efer |= Efer::NXE;
+        (ram, paging)
     }
 
     #[test]
     fn long_mode_pages_of_every_size() {
-        let (ram, control) = long();
-        let t = |gva| translate(&ram, &control, Gva(gva), READ);
+        let (ram, paging) = long();
+        let t = |gva| translate(&ram, &paging, Gva(gva), READ);
         assert_eq!(t(0x123), Ok(Gpa(0x9123)));
         assert_eq!(t(0x1fff), Ok(Gpa(0xafff)));
         assert_eq!(t(0x20_1234), Ok(Gpa(0x20_1234)));
@@ -276,8 +275,8 @@ mod tests {
 
     #[test]
     fn error_codes_say_what_was_missing() {
-        let (ram, control) = long();
-        let code = |gva, access| match translate(&ram, &control, Gva(gva), access) {
+        let (ram, paging) = long();
+        let code = |gva, access| match translate(&ram, &paging, Gva(gva), access) {
             Err(WalkError::PageFault { error_code, .. }) => Some(error_code),
             _ => None,
         };
@@ -291,29 +290,29 @@ mod tests {
 
     #[test]
     fn write_protection_binds_the_kernel_only_with_wp() {
-        let (ram, mut control) = long();
-        control.cr0 -= Cr0::WP;
+        let (ram, mut paging) = long();
+        paging.cr0 -= Cr0::WP;
         assert_eq!(
-            translate(&ram, &control, Gva(0x20_0000), WRITE),
+            translate(&ram, &paging, Gva(0x20_0000), WRITE),
             Ok(Gpa(0x20_0000))
         );
     }
 
     #[test]
     fn smep_keeps_the_kernel_out_of_user_pages() {
-        let (mut ram, mut control) = long();
+        let (mut ram, mut paging) = long();
         ram.put_u64(0x4008, 0xa000 | 7);
-        assert!(translate(&ram, &control, Gva(0x1000), FETCH).is_ok());
-        control.cr4 |= Cr4::SMEP;
-        assert!(translate(&ram, &control, Gva(0x1000), FETCH).is_err());
+        assert!(translate(&ram, &paging, Gva(0x1000), FETCH).is_ok());
+        paging.cr4 |= Cr4::SMEP;
+        assert!(translate(&ram, &paging, Gva(0x1000), FETCH).is_err());
     }
 
     #[test]
     fn a_table_outside_of_ram_is_named() {
-        let (mut ram, control) = long();
+        let (mut ram, paging) = long();
         ram.put_u64(0x1008, 0x7000_0000 | 7);
         assert_eq!(
-            translate(&ram, &control, Gva(1 << 39), READ),
+            translate(&ram, &paging, Gva(1 << 39), READ),
             Err(WalkError::TableNotInRam(Gpa(0x7000_0000)))
         );
     }
@@ -321,42 +320,36 @@ mod tests {
     #[test]
     fn two_level_and_pse() {
         let mut ram = Ram::new(0x10_0000);
-        let mut control = control_protected();
-        assert_eq!(
-            translate(&ram, &control, Gva(0x1234), READ),
-            Ok(Gpa(0x1234))
-        );
-        control.cr0 |= Cr0::PG;
-        control.cr3 = 0x1000;
-        control.cr4 = Cr4::PSE;
+        let mut paging = control_protected().paging();
+        assert_eq!(translate(&ram, &paging, Gva(0x1234), READ), Ok(Gpa(0x1234)));
+        paging.cr0 |= Cr0::PG;
+        paging.cr3 = 0x1000;
+        paging.cr4 = Cr4::PSE;
         ram.put_u32(0x1000, 0x2000 | 7);
         ram.put_u32(0x1004, 0x40_0000 | 0x87);
         ram.put_u32(0x2004, 0x5000 | 7);
+        assert_eq!(translate(&ram, &paging, Gva(0x1678), READ), Ok(Gpa(0x5678)));
         assert_eq!(
-            translate(&ram, &control, Gva(0x1678), READ),
-            Ok(Gpa(0x5678))
-        );
-        assert_eq!(
-            translate(&ram, &control, Gva(0x41_2345), READ),
+            translate(&ram, &paging, Gva(0x41_2345), READ),
             Ok(Gpa(0x41_2345))
         );
-        assert!(translate(&ram, &control, Gva(0x2000), READ).is_err());
+        assert!(translate(&ram, &paging, Gva(0x2000), READ).is_err());
     }
 
     #[test]
     fn pae_starts_at_four_entries() {
         let mut ram = Ram::new(0x10_0000);
-        let mut control = control_protected();
-        control.cr0 |= Cr0::PG;
-        control.cr3 = 0x1020;
-        control.cr4 = Cr4::PAE;
+        let mut paging = control_protected().paging();
+        paging.cr0 |= Cr0::PG;
+        paging.cr3 = 0x1020;
+        paging.cr4 = Cr4::PAE;
         ram.put_u64(0x1020 + 3 * 8, 0x2000 | 1);
         ram.put_u64(0x2000, 0x3000 | 7);
         ram.put_u64(0x3000 + 8, 0x7000 | 7);
         assert_eq!(
-            translate(&ram, &control, Gva(0xc000_1004), READ),
+            translate(&ram, &paging, Gva(0xc000_1004), READ),
             Ok(Gpa(0x7004))
         );
-        assert!(translate(&ram, &control, Gva(0x1000), READ).is_err());
+        assert!(translate(&ram, &paging, Gva(0x1000), READ).is_err());
     }
 }

@@ -12,7 +12,7 @@ pub use registers::write_sized;
 
 use arch::addr::{Gpa, Gva, PAGE_SIZE};
 use arch::event::{Event, vector};
-use arch::regs::{ControlRegisters, Rflags, SegmentName};
+use arch::regs::{Paging, Rflags, SegmentName};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::code::{CodeContext, CodeError, MAX_INSTRUCTION, fetch};
@@ -74,20 +74,21 @@ impl From<WalkError> for Stop {
     }
 }
 
-/// Executes the instruction at RIP; of a repeated one no more than one element if `one_element`.
+/// Executes the instruction at RIP; of a repeated one no more than one element if it `traps` behind each, as it does
+/// with RFLAGS.TF.
 pub fn execute<V: Vcpu>(
     vcpu: &mut V,
     memory: &mut V::Memory,
     bus: &mut impl Bus,
     cache: &mut DecodeCache,
-    one_element: bool,
+    traps: bool,
 ) -> Outcome {
-    let control = vcpu.control();
-    let cs = vcpu.segment(SegmentName::Cs);
+    let paging = vcpu.paging();
     let cpl = vcpu.cpl();
     let context = CodeContext {
-        control: &control,
-        cs: &cs,
+        paging: &paging,
+        cs_base: vcpu.segment_base(SegmentName::Cs),
+        cs_attributes: vcpu.segment_attributes(SegmentName::Cs),
         cpl,
         rip: vcpu.rip(),
     };
@@ -107,10 +108,14 @@ pub fn execute<V: Vcpu>(
     let mut run = Execution {
         vcpu,
         flags,
-        control: &control,
+        paging: &paging,
         user: cpl == 3,
         wide: bitness == 64,
-        max_elements: if one_element { 1 } else { string::MAX_ELEMENTS },
+        max_elements: if traps || flags.contains(Rflags::TF) {
+            1
+        } else {
+            string::MAX_ELEMENTS
+        },
         memory,
         bus,
     };
@@ -152,7 +157,7 @@ fn segment_name(register: Register) -> Option<SegmentName> {
 struct Execution<'a, V: Vcpu, B: Bus> {
     vcpu: &'a mut V,
     flags: Rflags,
-    control: &'a ControlRegisters,
+    paging: &'a Paging,
     user: bool,
     wide: bool,
     max_elements: u32,
@@ -345,7 +350,7 @@ impl<V: Vcpu, B: Bus> Execution<'_, V, B> {
             execute: false,
             user: self.user,
         };
-        Ok(translate(self.memory, self.control, at, access)?)
+        Ok(translate(self.memory, self.paging, at, access)?)
     }
 
     /// The two pieces of an access that crosses a page, or the whole and nothing.

@@ -43,11 +43,10 @@ pub(crate) fn write_cr<V: Vcpu>(machine: &mut Machine<V>, cr: u8, value: u64) ->
 }
 
 fn in_64_bit_mode<V: Vcpu>(machine: &Machine<V>) -> bool {
-    machine.vcpu.control().efer.contains(Efer::LMA)
-        && machine
-            .vcpu
-            .segment(SegmentName::Cs)
-            .attributes
+    let vcpu = &machine.vcpu;
+    vcpu.paging().efer.contains(Efer::LMA)
+        && vcpu
+            .segment_attributes(SegmentName::Cs)
             .contains(SegmentAttributes::LONG)
 }
 

@@ -1,7 +1,7 @@
 //! Ports and device memory.
 
 use arch::event::Event;
-use arch::regs::{Gpr, Rflags};
+use arch::regs::Gpr;
 
 use super::Next;
 use super::debug::port_hits;
@@ -50,14 +50,12 @@ pub(crate) fn nested_fault<V: Vcpu>(
 fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
     let now = machine.vcpu.icount().after(1);
     let mut bus = machine.board.bus(host, &mut machine.door, now);
-    // What traps, traps behind each element of a repeated instruction.
-    let one_element = machine.traps != 0 || machine.vcpu.rflags().contains(Rflags::TF);
     match execute(
         &mut machine.vcpu,
         &mut machine.memory,
         &mut bus,
         &mut machine.decoded,
-        one_element,
+        machine.traps != 0,
     ) {
         Outcome::Done(length) => Next::RetireBytes(length),
         Outcome::Unfinished => Next::Repeat,

@@ -2,7 +2,7 @@
 //! operands without decode assists.
 
 use arch::addr::{Gpa, Gva};
-use arch::regs::{ControlRegisters, Cr0, Cr4, Efer, Gpr, Rflags, Segment, SegmentName};
+use arch::regs::{Efer, Gpr, Rflags, Segment, SegmentName};
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 use vmm::code::{CodeContext, fetch};
 use vmm::memory::GuestMemory;
@@ -80,7 +80,7 @@ impl Vcpu {
             user: self.vmcb.save.cpl == 3,
         };
         let page = Gva(linear).page();
-        self.code_page = match translate(memory, &self.paging(), page, access) {
+        self.code_page = match translate(memory, &self.paging_registers(), page, access) {
             Ok(gpa) => memory.host_frame(gpa).map(|frame| CodePage {
                 linear: page.0,
                 cr3: self.vmcb.save.cr3,
@@ -98,29 +98,16 @@ impl Vcpu {
             .is_some_and(|bytes| bytes & mask == opcode)
     }
 
-    /// The control registers that decide about paging and decoding. XCR0 is not among them.
-    fn paging(&self) -> ControlRegisters {
-        let save = &self.vmcb.save;
-        ControlRegisters {
-            cr0: Cr0::from_bits_retain(save.cr0),
-            cr2: save.cr2,
-            cr3: save.cr3,
-            cr4: Cr4::from_bits_retain(save.cr4),
-            efer: Efer::from_bits_retain(save.efer),
-            xcr0: arch::regs::Xcr0::X87,
-            pdptes: [0; 4],
-        }
-    }
-
     /// Decodes the instruction at RIP. `None`: it cannot be read or is none.
     #[cold]
     #[inline(never)]
     pub(super) fn instruction(&self, memory: &GuestRam) -> Option<Instruction> {
-        let control = self.paging();
+        let paging = self.paging_registers();
         let cs = Segment::from(self.vmcb.save.cs);
         let context = CodeContext {
-            control: &control,
-            cs: &cs,
+            paging: &paging,
+            cs_base: cs.base,
+            cs_attributes: cs.attributes,
             cpl: self.vmcb.save.cpl,
             rip: self.vmcb.save.rip,
         };
@@ -149,11 +136,10 @@ impl Vcpu {
             execute: false,
             user: self.vmcb.save.cpl == 3,
         };
-        let control = self.paging();
+        let paging = self.paging_registers();
         let mut bytes = [0; 2];
         for (at, byte) in (0..).zip(&mut bytes) {
-            let gpa: Gpa =
-                translate(memory, &control, Gva(linear.wrapping_add(at)), access).ok()?;
+            let gpa: Gpa = translate(memory, &paging, Gva(linear.wrapping_add(at)), access).ok()?;
             memory.read(gpa, core::slice::from_mut(byte)).ok()?;
         }
         Some(u16::from_le_bytes(bytes))

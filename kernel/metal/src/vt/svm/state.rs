@@ -1,7 +1,7 @@
 //! The guest's registers: in the control block, in the entry block, or live in the processor.
 
 use arch::regs::{
-    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, Efer, Gpr, Rflags, Segment,
+    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, Efer, Gpr, Paging, Rflags, Segment,
     SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs, Xcr0,
 };
 use arch::svm::control::{CleanBits, InterruptState};
@@ -46,36 +46,54 @@ impl Vcpu {
     }
 
     pub(super) fn segment_of(&self, name: SegmentName) -> Segment {
-        let mut segment = Segment::from(*self.vmcb_segment(name));
-        let bits = segment.attributes.bits();
-        match name {
+        Segment {
+            attributes: self.attributes_of(name),
+            ..Segment::from(*self.vmcb_segment(name))
+        }
+    }
+
+    #[inline]
+    pub(super) fn attributes_of(&self, name: SegmentName) -> SegmentAttributes {
+        let bits = Segment::from(*self.vmcb_segment(name)).attributes.bits();
+        SegmentAttributes::from_bits_retain(match name {
             // SYSRET leaves SS.DPL alone (APM 2 4.7.1): the privilege level has its own field.
             SegmentName::Ss => {
-                let bits =
-                    bits & !SegmentAttributes::DPL.bits() | u32::from(self.vmcb.save.cpl & 3) << 5;
-                segment.attributes = SegmentAttributes::from_bits_retain(bits);
+                bits & !SegmentAttributes::DPL.bits() | u32::from(self.vmcb.save.cpl & 3) << 5
             }
-            SegmentName::Tr => {
-                segment.attributes = SegmentAttributes::from_bits_retain(bits | TSS_BUSY);
-            }
-            _ => {}
-        }
-        segment
+            SegmentName::Tr => bits | TSS_BUSY,
+            _ => bits,
+        })
     }
 
     pub(super) fn set_base_of(&mut self, name: SegmentName, base: u64) {
         self.vmcb_segment_mut(name).base = base;
     }
 
-    pub(super) fn control_registers(&self) -> ControlRegisters {
+    #[inline]
+    pub(super) fn paging_registers(&self) -> Paging {
         let save = &self.vmcb.save;
         let mut efer = Efer::from_bits_retain(save.efer) - Efer::SVME;
         efer.set(Efer::LME, efer.contains(Efer::LME) || self.hidden_lme);
-        ControlRegisters {
+        Paging {
             cr0: Cr0::from_bits_retain(save.cr0),
-            cr2: save.cr2,
             cr3: save.cr3,
             cr4: Cr4::from_bits_retain(save.cr4),
+            efer,
+        }
+    }
+
+    pub(super) fn control_registers(&self) -> ControlRegisters {
+        let Paging {
+            cr0,
+            cr3,
+            cr4,
+            efer,
+        } = self.paging_registers();
+        ControlRegisters {
+            cr0,
+            cr2: self.vmcb.save.cr2,
+            cr3,
+            cr4,
             efer,
             xcr0: self.live.xcr0(),
             pdptes: [0; 4],

@@ -6,7 +6,8 @@ use arch::addr::{Gva, Hpa};
 use arch::event::{Event, EventKind, Merged, merge};
 use arch::npt;
 use arch::regs::{
-    ControlRegisters, CpuState, DebugRegisters, Gprs, Rflags, Segment, SegmentName, SystemMsrs,
+    ControlRegisters, CpuState, DebugRegisters, Gprs, Paging, Rflags, Segment, SegmentAttributes,
+    SegmentName, SystemMsrs,
 };
 use arch::svm::capability::SvmFeatures;
 use arch::svm::control::{CleanBits, InterruptControl, InterruptState, TlbControl};
@@ -441,12 +442,22 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.vmcb_segment(name).base
     }
 
+    #[inline]
+    fn segment_attributes(&self, name: SegmentName) -> SegmentAttributes {
+        self.attributes_of(name)
+    }
+
     fn control(&self) -> ControlRegisters {
         self.control_registers()
     }
 
     fn set_control(&mut self, control: &ControlRegisters) {
         self.set_control_registers(control);
+    }
+
+    #[inline]
+    fn paging(&self) -> Paging {
+        self.paging_registers()
     }
 
     fn debug(&self) -> DebugRegisters {

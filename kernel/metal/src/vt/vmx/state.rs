@@ -3,8 +3,8 @@
 use core::fmt;
 
 use arch::regs::{
-    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, DescriptorTable, Efer, Gpr, Rflags,
-    Segment, SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs,
+    ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, DescriptorTable, Efer, Gpr, Paging,
+    Rflags, Segment, SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs,
 };
 use arch::vmx::control::{ACTIVITY_ACTIVE, EntryControls, Interruptibility, PendingDebug};
 use arch::vmx::entry_check::Snapshot;
@@ -42,25 +42,24 @@ impl Vcpu {
 
     /// CR0 as the guest reads it.
     pub(super) fn read_cr0(&self) -> Cr0 {
-        let real = self.vmcs.read(field::GUEST_CR0);
-        let shadow = self.vmcs.read(field::CR0_SHADOW);
-        Cr0::from_bits_retain(real & CR0_GUEST_OWNED | shadow & !CR0_GUEST_OWNED)
+        self.read_paging().cr0
     }
 
-    fn read_cr4(&self) -> Cr4 {
-        let real = self.vmcs.read(field::GUEST_CR4);
-        let shadow = self.vmcs.read(field::CR4_SHADOW);
-        Cr4::from_bits_retain(real & CR4_GUEST_OWNED | shadow & !CR4_GUEST_OWNED)
-    }
-
+    #[inline]
     fn read_efer(&self) -> Efer {
         Efer::from_bits_retain(self.vmcs.read(field::GUEST_EFER))
     }
 
     pub(super) fn in_64_bit_mode(&self) -> bool {
-        let cs = self.vmcs.read(field::GUEST_CS_ATTRIBUTES);
-        SegmentAttributes::from_bits_retain(cs).contains(SegmentAttributes::LONG)
+        self.read_attributes(SegmentName::Cs)
+            .contains(SegmentAttributes::LONG)
             && self.read_efer().contains(Efer::LMA)
+    }
+
+    #[inline]
+    pub(super) fn read_attributes(&self, name: SegmentName) -> SegmentAttributes {
+        let attributes = self.vmcs.read(SegmentFields::of(name).attributes);
+        SegmentAttributes::from_bits_retain(attributes)
     }
 
     pub(super) fn read_segment(&self, name: SegmentName) -> Segment {
@@ -69,7 +68,7 @@ impl Vcpu {
             selector: self.vmcs.read(fields.selector),
             base: self.vmcs.read(fields.base),
             limit: self.vmcs.read(fields.limit),
-            attributes: SegmentAttributes::from_bits_retain(self.vmcs.read(fields.attributes)),
+            attributes: self.read_attributes(name),
         }
     }
 
@@ -85,16 +84,37 @@ impl Vcpu {
         Segments(SegmentName::ALL.map(|name| self.read_segment(name)))
     }
 
+    /// See [`vmm::cpu::Vcpu::paging`]. All of it is in the VMCS.
+    #[inline]
+    pub(super) fn read_paging(&self) -> Paging {
+        let vmcs = self.vmcs.current();
+        let (cr0, cr0_shadow) = (vmcs.read(field::GUEST_CR0), vmcs.read(field::CR0_SHADOW));
+        let (cr4, cr4_shadow) = (vmcs.read(field::GUEST_CR4), vmcs.read(field::CR4_SHADOW));
+        let cr0 = cr0 & CR0_GUEST_OWNED | cr0_shadow & !CR0_GUEST_OWNED;
+        let cr4 = cr4 & CR4_GUEST_OWNED | cr4_shadow & !CR4_GUEST_OWNED;
+        Paging {
+            cr0: Cr0::from_bits_retain(cr0),
+            cr3: vmcs.read(field::GUEST_CR3),
+            cr4: Cr4::from_bits_retain(cr4),
+            efer: Efer::from_bits_retain(vmcs.read(field::GUEST_EFER)),
+        }
+    }
+
     /// See [`vmm::cpu::Vcpu::control`].
     pub(super) fn read_control(&self) -> ControlRegisters {
         self.own();
-        let (cr4, efer) = (self.read_cr4(), self.read_efer());
+        let Paging {
+            cr0,
+            cr3,
+            cr4,
+            efer,
+        } = self.read_paging();
         // Elsewhere they mean nothing (SDM 3 5.4.1).
         let pae = cr4.contains(Cr4::PAE) && !efer.contains(Efer::LMA);
         ControlRegisters {
-            cr0: self.read_cr0(),
+            cr0,
             cr2: x86::cr2(),
-            cr3: self.vmcs.read(field::GUEST_CR3),
+            cr3,
             cr4,
             efer,
             xcr0: fpu::xcr0(),

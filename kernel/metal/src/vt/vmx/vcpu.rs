@@ -7,7 +7,8 @@ use arch::addr::{Gva, Hpa};
 use arch::ept;
 use arch::event::Event;
 use arch::regs::{
-    ControlRegisters, CpuState, DebugRegisters, Gpr, Gprs, Rflags, Segment, SegmentName, SystemMsrs,
+    ControlRegisters, CpuState, DebugRegisters, Gpr, Gprs, Paging, Rflags, Segment,
+    SegmentAttributes, SegmentName, SystemMsrs,
 };
 use arch::vmx::capability::Capabilities;
 use arch::vmx::control::PrimaryControls;
@@ -340,6 +341,11 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.write_control(control);
     }
 
+    #[inline]
+    fn paging(&self) -> Paging {
+        self.read_paging()
+    }
+
     fn debug(&self) -> DebugRegisters {
         self.read_debug()
     }
@@ -358,15 +364,17 @@ impl vmm::cpu::Vcpu for Vcpu {
 
     #[inline]
     fn cpl(&self) -> u8 {
-        let rights = self
-            .vmcs
-            .read(SegmentFields::of(SegmentName::Ss).attributes);
-        (rights >> 5 & 3) as u8
+        (self.read_attributes(SegmentName::Ss).bits() >> 5 & 3) as u8
     }
 
     #[inline]
     fn segment_base(&self, name: SegmentName) -> u64 {
         self.vmcs.read(SegmentFields::of(name).base)
+    }
+
+    #[inline]
+    fn segment_attributes(&self, name: SegmentName) -> SegmentAttributes {
+        self.read_attributes(name)
     }
 
     fn set_segment_base(&mut self, name: SegmentName, base: u64) {

@@ -4,7 +4,7 @@ use alloc::string::ToString;
 use alloc::vec;
 
 use arch::addr::{Gpa, Gva};
-use arch::regs::SegmentAttributes;
+use arch::regs::{Paging, SegmentAttributes};
 use proptest::prelude::*;
 
 use super::*;
@@ -159,9 +159,9 @@ fn the_64_bit_entry_finds_4_gib_mapped_and_its_descriptors() {
     assert_eq!(state.control.cr4, Cr4::PAE);
     assert!(!state.rflags.contains(arch::regs::Rflags::IF));
     // So that a read-only page would fault.
-    let control = ControlRegisters {
+    let paging = Paging {
         cr0: state.control.cr0 | Cr0::WP,
-        ..state.control
+        ..state.control.paging()
     };
     for gva in [0, 0x8123, 0x1234_5678, 0xc000_0000, 0xffff_ffff] {
         let access = crate::walk::Access {
@@ -169,7 +169,7 @@ fn the_64_bit_entry_finds_4_gib_mapped_and_its_descriptors() {
             execute: false,
             user: false,
         };
-        let walked = crate::walk::translate(&ram, &control, Gva(gva), access);
+        let walked = crate::walk::translate(&ram, &paging, Gva(gva), access);
         assert_eq!(walked.expect("is mapped"), Gpa(gva));
     }
     for (name, selector) in [(SegmentName::Cs, 0x10), (SegmentName::Ds, 0x18)] {
