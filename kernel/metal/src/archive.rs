@@ -157,7 +157,7 @@ impl Archive {
         let mut first = [0u32; SECTOR / 4];
         let failed = |error| ArchiveError::Disk(disk, error);
         drive.read(found.start, &mut first).map_err(failed)?;
-        let header = Header::decode(&to_bytes(&first)).map_err(ArchiveError::Container)?;
+        let header = Header::decode(&ata::to_bytes(&first)).map_err(ArchiveError::Container)?;
         let needed = HEADER_BYTES as u64 + header.tar_bytes;
         let size = found.sectors * SECTOR as u64;
         if needed > size {
@@ -235,20 +235,12 @@ impl Archive {
     }
 }
 
-fn to_bytes(words: &[u32; SECTOR / 4]) -> [u8; SECTOR] {
-    let mut bytes = [0; SECTOR];
-    for (to, from) in bytes.chunks_exact_mut(4).zip(words) {
-        to.copy_from_slice(&from.to_le_bytes());
-    }
-    bytes
-}
-
 fn find_container(drive: &mut Drive) -> Result<Option<partition::Partition>, ArchiveError> {
     let mut first = [0; SECTOR / 4];
     let name = drive.name;
     drive
         .read(0, &mut first)
         .map_err(|error| ArchiveError::Disk(name, error))?;
-    partition::find(&to_bytes(&first), drive.sectors, PARTITION_TYPE)
+    partition::find(&ata::to_bytes(&first), drive.sectors, PARTITION_TYPE)
         .map_err(|error| ArchiveError::Table(name, error))
 }

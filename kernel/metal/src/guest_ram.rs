@@ -140,6 +140,12 @@ impl GuestMemory for GuestRam {
         self.size
     }
 
+    fn is_untouched(&self, at: Gpa) -> bool {
+        let frame = at.0 / LARGE_PAGE_SIZE;
+        let word = self.touched.get((frame / 64) as usize);
+        word.is_some_and(|word| word >> (frame % 64) & 1 == 0)
+    }
+
     fn read(&self, from: Gpa, to: &mut [u8]) -> Result<(), NotRam> {
         let target = to.as_mut_ptr();
         self.pieces(from, to.len(), |host, done, piece| {

@@ -1,5 +1,7 @@
 //! The guests of this host: made from the configuration, run in turn, reported when they stop.
 
+use alloc::boxed::Box;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
@@ -9,19 +11,22 @@ use chacha20::rand_core::{Rng, SeedableRng};
 use devices::acpi_pm::TimerWidth;
 use devices::chipset;
 use vmm::board::Kind;
-use vmm::config::{Config, Console, Guest};
+use vmm::config::{Config, Console, Guest, Log};
 use vmm::cpu::Vcpu;
 use vmm::host::Host;
 use vmm::load::{GuestFiles, load};
+use vmm::log::header::Header;
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestMemory;
-use vmm::nondet::{Door, Question};
+use vmm::nondet::{Door, Mode, Question};
 use vmm::profile::{Leaf, Profile};
+use vmm::replay::Progress;
 use vmm::report::{Dump, Exits};
 
 use crate::archive::Archive;
 use crate::entropy::Entropy;
 use crate::guest_ram::GuestRam;
+use crate::logs::{self, Cursor, LogPartition, Sink};
 use crate::power::{self, Outcome};
 use crate::vt::{self, Backend, Vendor};
 use crate::{clock, logger, mem, serial, time, x86};
@@ -116,21 +121,30 @@ fn run_on<B: Backend>(
     });
     let mut outcome = Outcome::Success;
     let mut running = Vec::with_capacity(config.guests.len());
+    // Guests that can ask to be started again need their files, and a log that is followed is one.
+    let keep = config
+        .guests
+        .iter()
+        .any(|guest| !guest.test_devices || guest.log != Log::None || config.test.replays != 0);
+    let mut room = Room {
+        backend: &backend,
+        archive: Some(archive),
+        config,
+        profile: &profile,
+        host: &mut host,
+    };
     for guest in &config.guests {
-        match start(&backend, guest, &archive, &profile, &mut host) {
-            Ok(machine) => running.push((guest, machine)),
+        match room.start(guest, Kept::of(guest, config)) {
+            Ok(machine) => running.push(machine),
             Err(reason) => {
                 log::error!("vm {}: not started: {reason}", guest.name);
                 outcome = Outcome::Failure;
             }
         }
     }
-    // Guests that can ask to be started again need their files.
-    let archive = config
-        .guests
-        .iter()
-        .any(|guest| !guest.test_devices)
-        .then_some(archive);
+    if !keep {
+        room.archive = None;
+    }
     log::info!("memory| hypervisor_kib={}", mem::usage().hypervisor >> 10);
     log::info!(
         "boot| entry_to_first_guest_ms={}",
@@ -142,30 +156,220 @@ fn run_on<B: Backend>(
         let budget = time::ticks(slice);
         // The earliest moment at which a guest has something to do; 0: at once.
         let mut wake = u64::MAX;
-        running.retain_mut(|(guest, machine)| {
-            let Some(stop) = machine.run(&mut host, budget) else {
-                wake = wake.min(machine.idle_until().unwrap_or(0));
-                return true;
-            };
-            let again = match (stop, &archive) {
-                (Stop::Reset, Some(archive)) => restart(guest, archive, machine),
-                _ => false,
-            };
-            if again {
-                wake = 0;
-                return true;
+        let mut again = Vec::new();
+        running.retain_mut(
+            |guest: &mut Running<'_, B>| match room.turn(guest, budget) {
+                Turn::Runs(next) => {
+                    wake = wake.min(next);
+                    true
+                }
+                Turn::Over(ended) => {
+                    outcome = outcome.and(ended);
+                    again.extend(guest.replay_next());
+                    false
+                }
+            },
+        );
+        for (guest, kept) in again {
+            wake = 0;
+            match room.start(guest, kept) {
+                Ok(machine) => running.push(machine),
+                Err(reason) => {
+                    log::error!("vm {}: not replayed: {reason}", guest.name);
+                    outcome = Outcome::Failure;
+                }
             }
-            report(machine, stop);
-            if !stop.is_success() {
-                outcome = Outcome::Failure;
-            }
-            false
-        });
+        }
         if wake != 0 && !running.is_empty() {
             time::wait_until(wake.min(time::now_ns() + slice));
         }
     }
     outcome
+}
+
+/// What becomes of a guest's log.
+enum Kept {
+    /// There is none.
+    Nothing,
+    /// It is written.
+    Written { every_entry: bool },
+    /// It is written to memory, and then the guest is replayed so many times.
+    Tried { replays: u64 },
+    /// It is read from a file.
+    Read(String),
+    /// It is read from memory: what is tried for the time `number`, of `replays`.
+    Retried {
+        log: Vec<Box<[u8]>>,
+        number: u64,
+        replays: u64,
+    },
+}
+
+impl Kept {
+    fn of(guest: &Guest, config: &Config) -> Self {
+        match (&guest.log, config.test.replays) {
+            (Log::Record { every_entry }, _) => Self::Written {
+                every_entry: *every_entry,
+            },
+            (Log::Replay(file), _) => Self::Read(file.clone()),
+            (Log::None, 0) => Self::Nothing,
+            (Log::None, replays) => Self::Tried { replays },
+        }
+    }
+}
+
+/// A guest that runs.
+struct Running<'a, B: Backend> {
+    guest: &'a Guest,
+    machine: Machine<B::Vcpu>,
+    kept: Kept,
+    sink: Sink,
+    cursor: Cursor,
+}
+
+impl<'a, B: Backend> Running<'a, B> {
+    /// The replay that follows when it has stopped.
+    fn replay_next(&mut self) -> Option<(&'a Guest, Kept)> {
+        let (log, number, replays) = match (
+            core::mem::replace(&mut self.kept, Kept::Nothing),
+            core::mem::replace(&mut self.sink, Sink::None),
+        ) {
+            (Kept::Tried { replays }, Sink::Memory(log)) => (log, 1, replays),
+            (
+                Kept::Retried {
+                    log,
+                    number,
+                    replays,
+                },
+                _,
+            ) => (log, number + 1, replays),
+            _ => return None,
+        };
+        (number <= replays).then_some((
+            self.guest,
+            Kept::Retried {
+                log,
+                number,
+                replays,
+            },
+        ))
+    }
+}
+
+/// What a guest's turn came to.
+enum Turn {
+    /// It has something to do at this host time; 0: at once.
+    Runs(u64),
+    /// It is over.
+    Over(Outcome),
+}
+
+/// What guests are started and run with.
+struct Room<'a, B: Backend> {
+    backend: &'a B,
+    archive: Option<Archive>,
+    config: &'a Config,
+    profile: &'a Profile,
+    host: &'a mut BareMetal,
+}
+
+impl<B: Backend> Room<'_, B> {
+    fn start<'g>(&mut self, guest: &'g Guest, kept: Kept) -> Result<Running<'g, B>, String> {
+        let archive = self.archive.as_ref().ok_or("its files are gone")?;
+        let mut memory = GuestRam::new(guest.memory_mib << 20).map_err(|error| {
+            format!(
+                "vm.memory_mib: {} KiB wanted, {} KiB free",
+                error.wanted >> 10,
+                error.available >> 10
+            )
+        })?;
+        let state = load(&guest.image, archive, &mut memory).map_err(|error| error.to_string())?;
+        let mut vcpu = self.backend.new_vcpu().map_err(|error| error.to_string())?;
+        vcpu.restore(&state);
+        let profile = if guest.test_devices {
+            self.profile.clone()
+        } else {
+            self.profile.clone().with_local_apic()
+        };
+        let header = || {
+            Header::of(guest, &profile, vcpu.counter(), &memory, &state)
+                .map_err(|_| "its memory cannot be read".to_string())
+        };
+        let mut sink = Sink::None;
+        let mut cursor = Cursor::default();
+        let mode = match &kept {
+            Kept::Nothing => Mode::Live,
+            Kept::Written { every_entry } => {
+                let log = LogPartition::find().map_err(|e| format!("vm.record: {e}"))?;
+                sink = Sink::Disk(Box::new(log));
+                logs::recording(&header()?, *every_entry)
+            }
+            Kept::Tried { .. } => {
+                sink = Sink::Memory(Vec::new());
+                logs::recording(&header()?, false)
+            }
+            Kept::Read(file) => {
+                let log = archive
+                    .file(file)
+                    .ok_or_else(|| format!("vm.replay: no file {file:?}"))?;
+                cursor = Cursor::behind_header(log, &header()?)
+                    .map_err(|error| format!("vm.replay: {file}: {error}"))?;
+                logs::replaying()
+            }
+            Kept::Retried { log, .. } => {
+                let first = log.first().ok_or("its log is empty")?;
+                cursor = Cursor::behind_header(first, &header()?)?;
+                logs::replaying()
+            }
+        };
+        let mut door = Door::new(self.host, mode);
+        // What is asked before the first exit is asked while the machine is made.
+        feed(&kept, archive, &mut cursor, &mut door);
+        let test = &self.config.test;
+        if test.leak_clock_at != 0 && !door.is_live() {
+            door.leak_clock_at(test.leak_clock_at);
+        }
+        let mut running = Running {
+            guest,
+            machine: machine(guest, vcpu, memory, profile, door, self.host),
+            kept,
+            sink,
+            cursor,
+        };
+        if test.slices != 0 && !matches!(running.kept, Kept::Nothing) {
+            let number = match running.kept {
+                Kept::Retried { number, .. } => number,
+                _ => 0,
+            };
+            running.machine.slice(test.slices.wrapping_add(number));
+        }
+        log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
+        Ok(running)
+    }
+
+    /// Lets a guest run, and takes or gives its log.
+    fn turn(&mut self, running: &mut Running<'_, B>, budget: u64) -> Turn {
+        if let Some(archive) = &self.archive {
+            let door = running.machine.door();
+            feed(&running.kept, archive, &mut running.cursor, door);
+        }
+        let stop = running.machine.run(self.host, budget);
+        if let Some(recorder) = running.machine.door().recorder()
+            && let Err(error) = running.sink.drain(recorder, stop.is_some())
+        {
+            log::error!("vm {}: its log cannot be kept: {error}", running.guest.name);
+            return Turn::Over(Outcome::Failure);
+        }
+        let Some(stop) = stop else {
+            return Turn::Runs(running.machine.idle_until().unwrap_or(0));
+        };
+        if let (Stop::Reset, Some(archive)) = (stop, &self.archive)
+            && restart(running.guest, archive, &mut running.machine)
+        {
+            return Turn::Runs(0);
+        }
+        Turn::Over(report(running, stop))
+    }
 }
 
 /// Loads a guest anew after it has reset itself. False if it cannot be loaded.
@@ -189,47 +393,49 @@ fn restart<V: Vcpu<Memory = GuestRam>>(
     }
 }
 
-fn start<B: Backend>(
-    backend: &B,
-    guest: &Guest,
-    archive: &Archive,
-    profile: &Profile,
-    host: &mut BareMetal,
-) -> Result<Machine<B::Vcpu>, String> {
-    let mut memory = GuestRam::new(guest.memory_mib << 20).map_err(|error| {
-        alloc::format!(
-            "vm.memory_mib: {} KiB wanted, {} KiB free",
-            error.wanted >> 10,
-            error.available >> 10
-        )
-    })?;
-    let state = load(&guest.image, archive, &mut memory).map_err(|error| error.to_string())?;
-    let mut vcpu = backend.new_vcpu().map_err(|error| error.to_string())?;
-    vcpu.restore(&state);
-    log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
-    let mut door = Door::new(host);
-    let (devices, profile) = if guest.test_devices {
-        (Kind::Test, profile.clone())
-    } else {
-        (
-            pc(
-                guest,
-                memory.size(),
-                profile,
-                door.take(host, Question::WallClock),
-            ),
-            profile.clone().with_local_apic(),
-        )
+/// Gives a replayed guest more of its log.
+fn feed(kept: &Kept, archive: &Archive, cursor: &mut Cursor, door: &mut Door) {
+    let Some(replayer) = door.replayer() else {
+        return;
     };
-    Ok(Machine::new(
+    match kept {
+        Kept::Retried { log, .. } => cursor.feed(|piece| log.get(piece).map(|p| &**p), replayer),
+        Kept::Read(file) => {
+            let log = archive.file(file);
+            cursor.feed(|piece| log.filter(|_| piece == 0), replayer);
+        }
+        Kept::Nothing | Kept::Written { .. } | Kept::Tried { .. } => {}
+    }
+}
+
+fn machine<V: Vcpu<Memory = GuestRam>>(
+    guest: &Guest,
+    vcpu: V,
+    memory: GuestRam,
+    profile: Profile,
+    mut door: Door,
+    host: &mut BareMetal,
+) -> Machine<V> {
+    let devices = if guest.test_devices {
+        Kind::Test
+    } else {
+        let clock_base = door.take(host, Question::WallClock);
+        pc(guest, memory.size(), &profile, clock_base)
+    };
+    let mut limits = guest.limits;
+    if door.replayer().is_some() {
+        // Exits of this host's own making count too; the log says when it ends.
+        limits.exits = None;
+    }
+    Machine::new(
         guest.name.clone(),
         vcpu,
         memory,
         profile,
         &devices,
         door,
-        guest.limits,
-    ))
+        limits,
+    )
 }
 
 /// The chips of a guest that has a PC's.
@@ -247,12 +453,35 @@ fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
     }
 }
 
-fn report<V: Vcpu>(machine: &Machine<V>, stop: Stop) {
-    logger::plain(format_args!("vm {}: stopped: {stop}", machine.name));
+/// Says what became of a guest, and whether that is a success.
+fn report<B: Backend>(running: &mut Running<'_, B>, stop: Stop) -> Outcome {
+    let machine = &mut running.machine;
+    let name = &running.guest.name;
+    let Some(progress) = machine.door().replayer().map(|r| r.progress()) else {
+        logger::plain(format_args!("vm {name}: stopped: {stop}"));
+        lines(&Exits(machine).to_string());
+        logs::report(name, machine.door(), logger::plain);
+        if stop.wants_dump() {
+            lines(&Dump(machine).to_string());
+        }
+        return Outcome::of(stop.is_success());
+    };
+    let Progress {
+        entries,
+        inputs,
+        checks,
+    } = progress;
+    logger::plain(format_args!(
+        "vm {name}: replayed: {stop} ({entries} entries, {inputs} inputs, {checks} checks)"
+    ));
     lines(&Exits(machine).to_string());
+    if let Some(divergence) = machine.divergence() {
+        lines(&divergence.to_string());
+    }
     if stop.wants_dump() {
         lines(&Dump(machine).to_string());
     }
+    Outcome::of(stop != Stop::Diverged)
 }
 
 fn lines(text: &str) {

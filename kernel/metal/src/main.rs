@@ -26,6 +26,7 @@ mod guest_ram;
 mod guests;
 mod interrupts;
 mod logger;
+mod logs;
 mod mem;
 mod panic;
 mod pci;

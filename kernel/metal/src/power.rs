@@ -20,6 +20,25 @@ pub enum Outcome {
     Panic,
 }
 
+impl Outcome {
+    /// Success or failure.
+    pub const fn of(success: bool) -> Self {
+        if success {
+            Self::Success
+        } else {
+            Self::Failure
+        }
+    }
+
+    /// The worse of two.
+    pub const fn and(self, other: Self) -> Self {
+        match self {
+            Self::Success => other,
+            worse => worse,
+        }
+    }
+}
+
 /// An [`EmulatorExit`].
 static EMULATOR: AtomicU8 = AtomicU8::new(EmulatorExit::None as u8);
 static POWER_OFF: Once<PowerOff> = Once::new();

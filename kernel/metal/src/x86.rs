@@ -293,6 +293,20 @@ pub unsafe fn insl(port: u16, to: &mut [u32]) {
     }
 }
 
+/// Writes `from` to a 32-bit data port.
+///
+/// # Safety
+///
+/// As [`outl`].
+pub unsafe fn outsl(port: u16, from: &[u32]) {
+    // SAFETY: the caller vouches for the port; RSI and RCX describe exactly `from`; the direction flag is
+    // clear by the ABI.
+    unsafe {
+        asm!("rep outsd", in("dx") port, inout("rsi") from.as_ptr() => _, inout("rcx") from.len() => _,
+            options(nostack, preserves_flags, readonly));
+    }
+}
+
 /// A word of the processor's entropy source; none if it has none ready. Only where CPUID shows RDSEED.
 pub fn rdseed() -> Option<u64> {
     let (value, ready): (u64, u8);

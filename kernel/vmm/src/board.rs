@@ -246,7 +246,7 @@ impl Board {
         let chipset = self.chipset.as_mut().ok_or(GeneralProtection)?;
         let now = instant(door, host, msr_shows_time(number));
         let effect = chipset.write_msr(now, number, value)?;
-        self.perform(host, effect);
+        self.perform(host, door, effect);
         Ok(())
     }
 
@@ -259,17 +259,18 @@ impl Board {
 
     // The outside.
 
+    /// Whether somebody can type on its console.
+    #[inline]
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.serial
+    }
+
     /// Takes in what was typed on the guest's console.
-    pub fn listen(&mut self, host: &mut impl Host, door: &mut Door) {
-        if !self.serial {
-            return;
-        }
-        let Some(chipset) = &mut self.chipset else {
-            return;
-        };
-        while let Some(byte) = door.console(host) {
-            // A full queue drops it, as a line without flow control does.
-            chipset.receive(door.last(), Serial::One, &[byte]);
+    pub fn receive(&mut self, now: GuestTime, bytes: &[u8]) {
+        if let Some(chipset) = self.chipset.as_mut().filter(|_| self.serial) {
+            // A full queue drops, as a line without flow control does.
+            chipset.receive(now, Serial::One, bytes);
         }
     }
 
@@ -297,11 +298,11 @@ impl Board {
     }
 
     /// Passes on what stands on unfinished console lines.
-    pub fn flush(&mut self, host: &mut impl Host) {
+    pub fn flush(&mut self, host: &mut impl Host, door: &mut Door) {
         for lines in &mut self.lines {
             let line = lines.take();
             if !line.is_empty() {
-                host.console_line(&self.guest, line);
+                door.console_line(host, &self.guest, line);
             }
         }
     }
@@ -321,19 +322,21 @@ impl Board {
         }
     }
 
-    fn perform(&mut self, host: &mut impl Host, effect: chipset::Effect) {
+    fn perform(&mut self, host: &mut impl Host, door: &mut Door, effect: chipset::Effect) {
         match effect {
             chipset::Effect::None => {}
-            chipset::Effect::Console(Serial::One, byte) if self.serial => host.console_byte(byte),
-            chipset::Effect::Console(serial, byte) => self.print(host, serial, byte),
+            chipset::Effect::Console(Serial::One, byte) if self.serial => {
+                door.console_byte(host, byte);
+            }
+            chipset::Effect::Console(serial, byte) => self.print(host, door, serial, byte),
             chipset::Effect::PowerOff => self.request = Some(Request::PowerOff),
             chipset::Effect::Reset => self.request = Some(Request::Reset),
         }
     }
 
-    fn print(&mut self, host: &mut impl Host, serial: Serial, byte: u8) {
+    fn print(&mut self, host: &mut impl Host, door: &mut Door, serial: Serial, byte: u8) {
         if let Some(line) = self.lines[serial as usize].write(byte) {
-            host.console_line(&self.guest, line);
+            door.console_line(host, &self.guest, line);
         }
     }
 
@@ -408,7 +411,8 @@ impl<H: Host> BoardBus<'_, H> {
     /// Whether a device for tests took it.
     fn write_test_port(&mut self, port: u16, value: u32) -> bool {
         if port == debug_console::spec::PORT {
-            self.board.print(self.host, Serial::One, value as u8);
+            self.board
+                .print(self.host, self.door, Serial::One, value as u8);
             return true;
         }
         let now = self.now.0;
@@ -443,7 +447,7 @@ impl<H: Host> Bus for BoardBus<'_, H> {
         if let Some(chipset) = &mut self.board.chipset {
             let now = instant(self.door, self.host, memory_shows_time(gpa));
             if let Some(effect) = chipset.write_memory(now, gpa.0, size, value) {
-                return self.board.perform(self.host, effect);
+                return self.board.perform(self.host, self.door, effect);
             }
         } else if let (Some(test), Some(offset)) = (&mut self.board.test, Self::scratch_offset(gpa))
         {
@@ -472,8 +476,11 @@ impl<H: Host> Bus for BoardBus<'_, H> {
         let taken = if let Some(chipset) = &mut self.board.chipset {
             let now = instant(self.door, self.host, port_shows_time(port));
             let effect = chipset.write_port(now, port, size, value);
-            self.board
-                .perform(self.host, effect.unwrap_or(chipset::Effect::None));
+            self.board.perform(
+                self.host,
+                self.door,
+                effect.unwrap_or(chipset::Effect::None),
+            );
             effect.is_some()
         } else {
             self.write_test_port(port, value)

@@ -80,6 +80,13 @@ pub struct Test {
     pub counter_skew: i64,
     /// Random processor states tried before the guests start (`vmm::random_state`).
     pub random_states: u64,
+    /// Keeps the logs of guests that have none in memory, and replays each guest so many times when it has stopped.
+    pub replays: u64,
+    /// Cuts the runs of guests with a log at random, by this seed; 0: does not.
+    pub slices: u64,
+    /// Gives guests with a log the host's own time for this answer of the time-stamp counter, from 1, past the log, to
+    /// see it noticed; 0: does not.
+    pub leak_clock_at: u64,
 }
 
 /// When a guest is stopped whatever it does.
@@ -102,6 +109,21 @@ pub enum Console {
     Serial,
 }
 
+/// Whether a guest's log is kept or followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Log {
+    /// Neither.
+    #[default]
+    None,
+    /// It is written to the log partition.
+    Record {
+        /// Each entry can be compared by itself, at the price of a log many times as long.
+        every_entry: bool,
+    },
+    /// It is read from this file of the guest archive.
+    Replay(String),
+}
+
 /// One guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guest {
@@ -117,6 +139,8 @@ pub struct Guest {
     pub console: Console,
     /// When it is stopped whatever it does.
     pub limits: Limits,
+    /// Whether its log is kept or followed.
+    pub log: Log,
 }
 
 /// What a guest starts from.
@@ -248,6 +272,18 @@ struct VmTable {
     console: Option<Spanned<Console>>,
     instruction_limit: Option<Spanned<u64>>,
     exit_limit: Option<Spanned<u64>>,
+    record: Option<Spanned<Record>>,
+    replay: Option<Spanned<String>>,
+}
+
+/// How closely a recorded guest can be compared with its replay.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Record {
+    /// Every few entries.
+    Batch,
+    /// At every entry.
+    Entry,
 }
 
 /// Turns byte positions into line numbers and findings into errors.
@@ -312,6 +348,15 @@ impl Config {
             {
                 let span = table.get_ref().console.as_ref().map_or(0..0, Spanned::span);
                 let message = "vm.console: another guest has the serial port";
+                return Err(check.error(span, message));
+            }
+            if matches!(guest.log, Log::Record { .. })
+                && guests
+                    .iter()
+                    .any(|g: &Guest| matches!(g.log, Log::Record { .. }))
+            {
+                let span = table.get_ref().record.as_ref().map_or(0..0, Spanned::span);
+                let message = "vm.record: another guest has the log partition";
                 return Err(check.error(span, message));
             }
             if guests.len() == MAX_GUESTS {
@@ -404,7 +449,22 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         test_devices: table.test_devices,
         console: console(check, table)?,
         limits,
+        log: log_of(check, table)?,
     })
+}
+
+fn log_of(check: &Checker<'_>, table: &VmTable) -> Result<Log, ConfigError> {
+    match (&table.record, &table.replay) {
+        (None, None) => Ok(Log::None),
+        (Some(record), None) => Ok(Log::Record {
+            every_entry: matches!(record.get_ref(), Record::Entry),
+        }),
+        (None, Some(file)) => check.file("vm.replay", file).map(Log::Replay),
+        (Some(_), Some(replay)) => {
+            let message = "vm.replay: a guest that is replayed cannot be recorded";
+            Err(check.error(replay.span(), message))
+        }
+    }
 }
 
 fn console(check: &Checker<'_>, table: &VmTable) -> Result<Console, ConfigError> {

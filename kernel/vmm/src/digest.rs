@@ -1,13 +1,16 @@
 //! Digests of a machine's state, by which two executions are compared.
 
-use arch::addr::Gpa;
+use arch::addr::{Gpa, LARGE_PAGE_SIZE};
 use arch::regs::{
     ControlRegisters, CpuState, DebugRegisters, DescriptorTable, Gprs, Segment, Segments,
     SystemMsrs, XsaveArea,
 };
-use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64_with_seed};
 
 use crate::memory::{GuestMemory, NotRam};
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
 
 /// Digest of everything a processor holds between two instructions, the instruction count included.
 ///
@@ -123,19 +126,69 @@ fn system_msrs(hash: &mut Words, msrs: &SystemMsrs) {
     }
 }
 
-/// Digest of the first `bytes` of guest memory.
+/// Digest of the first `bytes` of guest memory: the sum, modulo 2⁶⁴, of a digest of each page that is not all zero and of where it is.
+///
+/// A sum, so that it can follow a change of a few pages; and pages that were never touched cost nothing.
 ///
 /// # Errors
 ///
 /// There is less memory.
 pub fn memory<M: GuestMemory>(memory: &M, bytes: u64) -> Result<u64, NotRam> {
-    let mut digest = 0;
-    let mut page = [0; 4096];
-    for at in (0..bytes).step_by(page.len()) {
-        memory.read(Gpa(at), &mut page)?;
-        digest = xxh3_64(&page).wrapping_add(u64::rotate_left(digest, 1));
+    let mut sum = 0u64;
+    let mut page = [0; PAGE];
+    let mut at = Gpa(0);
+    while at.0 < bytes {
+        if at.0.is_multiple_of(LARGE_PAGE_SIZE) && memory.is_untouched(at) {
+            at = at.offset(LARGE_PAGE_SIZE);
+            continue;
+        }
+        memory.read(at, &mut page)?;
+        if page != [0; PAGE] {
+            sum = sum.wrapping_add(xxh3_64_with_seed(&page, at.0 / PAGE as u64));
+        }
+        at = at.offset(PAGE as u64);
     }
-    Ok(digest)
+    Ok(sum)
+}
+
+/// The digest that runs along with an execution: every deterministic exit is folded into it, with the point and the
+/// registers. No single difference can get lost: each step is a bijection of the value before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Running(u64);
+
+impl Running {
+    /// An odd number without pattern (2⁶⁴ divided by the golden ratio).
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    /// Folds a word.
+    #[inline]
+    pub fn fold(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(Self::FACTOR).rotate_left(29);
+    }
+
+    /// Folds what happened, where, and the registers.
+    #[inline]
+    pub fn fold_exit(&mut self, what: u64, icount: u64, registers: (u64, u64, &Gprs)) {
+        let (rip, rflags, gprs) = registers;
+        self.fold(what << 56 ^ icount);
+        self.fold(rip);
+        self.fold(rflags);
+        for gpr in gprs.0 {
+            self.fold(gpr);
+        }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub const fn value(self) -> u64 {
+        self.0
+    }
+
+    /// A few bits, for where a whole one would be too much.
+    #[must_use]
+    pub const fn low(self) -> u16 {
+        self.0 as u16
+    }
 }
 
 #[cfg(test)]
@@ -182,12 +235,36 @@ mod tests {
     }
 
     #[test]
-    fn memory_digests_depend_on_where_the_bytes_are() {
-        let mut a = crate::testing::Ram::new(0x4000);
-        let mut b = crate::testing::Ram::new(0x4000);
-        a.put(0x1000, &[1]);
-        b.put(0x2000, &[1]);
-        assert_ne!(memory(&a, 0x4000), memory(&b, 0x4000));
-        assert!(memory(&a, 0x5000).is_err());
+    fn memory_digests_depend_on_what_is_where_and_not_on_zeroes() {
+        let digest = |at: u64, byte: u8| {
+            let mut ram = crate::testing::Ram::new(0x4000);
+            ram.put(at, &[byte]);
+            memory(&ram, 0x4000)
+        };
+        assert_ne!(digest(0x1000, 1), digest(0x2000, 1));
+        assert_ne!(digest(0x1000, 1), digest(0x1000, 2));
+        assert_ne!(digest(0x1000, 1), digest(0x1001, 1));
+        assert_eq!(digest(0x1000, 0), Ok(0));
+        assert!(memory(&crate::testing::Ram::new(0x1000), 0x2000).is_err());
+        assert_eq!(memory(&crate::testing::Ram::new(0x8000), 0x8000), Ok(0));
+    }
+
+    #[test]
+    fn whatever_is_folded_changes_the_running_digest() {
+        let run = |change: &dyn Fn(&mut [u64; 20])| {
+            let mut words = [5; 20];
+            change(&mut words);
+            let [what, icount, rip, rflags, gprs @ ..] = words;
+            let mut digest = Running::default();
+            digest.fold_exit(1, 1, (1, 1, &Gprs([1; 16])));
+            digest.fold_exit(what, icount, (rip, rflags, &Gprs(gprs)));
+            digest.fold_exit(2, 2, (2, 2, &Gprs([2; 16])));
+            digest.value()
+        };
+        let base = run(&|_| {});
+        for at in 0..20 {
+            assert_ne!(run(&|words| words[at] ^= 1), base, "{at}");
+        }
+        assert_ne!(run(&|words| words[5] = 6), run(&|words| words[6] = 6));
     }
 }

@@ -18,12 +18,16 @@ pub mod digest;
 pub mod emulate;
 pub mod host;
 pub mod load;
+pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod nondet;
 pub mod partition;
 pub mod profile;
+pub mod random;
 pub mod random_state;
+pub mod record;
+pub mod replay;
 pub mod report;
 pub mod selftest;
 pub mod stats;
@@ -31,6 +35,7 @@ pub mod tables;
 pub mod walk;
 
 mod exits;
+mod place;
 mod run;
 
 #[cfg(test)]

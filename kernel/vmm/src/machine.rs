@@ -1,5 +1,6 @@
 //! One guest machine: processor, memory, devices, and what became of it.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
@@ -13,7 +14,10 @@ use crate::cpu::{Icount, Vcpu};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
 use crate::nondet::Door;
+use crate::place::Place;
 use crate::profile::Profile;
+use crate::random::Random;
+use crate::replay::Divergence;
 use crate::stats::ExitStatistics;
 
 /// Why a guest does not run any more.
@@ -35,6 +39,10 @@ pub enum Stop {
     InstructionLimit,
     /// It took as many exits as its configuration allows.
     ExitLimit,
+    /// It is at the end of the log that it follows.
+    LogEnd,
+    /// Its execution is not the one in the log.
+    Diverged,
     /// It executed an instruction on a device that is not emulated.
     NotEmulated([u8; MAX_INSTRUCTION]),
     /// Its page tables lie outside of RAM.
@@ -61,7 +69,7 @@ impl Stop {
     pub const fn is_success(&self) -> bool {
         matches!(
             self,
-            Stop::ExitStatus(0) | Stop::PowerOff | Stop::SwitchedOff
+            Stop::ExitStatus(0) | Stop::PowerOff | Stop::SwitchedOff | Stop::LogEnd
         )
     }
 
@@ -71,7 +79,12 @@ impl Stop {
     pub const fn wants_dump(&self) -> bool {
         !matches!(
             self,
-            Stop::ExitStatus(_) | Stop::PowerOff | Stop::Reset | Stop::SwitchedOff | Stop::Halted
+            Stop::ExitStatus(_)
+                | Stop::PowerOff
+                | Stop::Reset
+                | Stop::SwitchedOff
+                | Stop::Halted
+                | Stop::LogEnd
         )
     }
 }
@@ -87,6 +100,8 @@ impl fmt::Display for Stop {
             Stop::TripleFault => f.write_str("triple fault"),
             Stop::InstructionLimit => f.write_str("instruction limit"),
             Stop::ExitLimit => f.write_str("exit limit"),
+            Stop::LogEnd => f.write_str("end of the log"),
+            Stop::Diverged => f.write_str("error: the execution is not the one in the log"),
             Stop::NotEmulated(bytes) => {
                 write!(f, "error: instruction on a device is not emulated:")?;
                 bytes.iter().try_for_each(|b| write!(f, " {b:02x}"))
@@ -167,6 +182,14 @@ pub struct Machine<V: Vcpu> {
     pub(crate) port_breakpoints: bool,
     /// DR6 bits of the trap that is due behind the instruction under way.
     pub(crate) traps: u64,
+    /// A log is written or followed: exits are counted and points kept.
+    pub(crate) logged: bool,
+    /// Where the execution is.
+    pub(crate) place: Place,
+    /// What was found to differ from the log.
+    pub(crate) divergence: Option<Box<Divergence>>,
+    /// Runs are cut at random: a test of exactness.
+    pub(crate) slicing: Option<Random>,
 }
 
 impl<V: Vcpu> Machine<V> {
@@ -182,6 +205,8 @@ impl<V: Vcpu> Machine<V> {
         limits: Limits,
     ) -> Self {
         let dr7 = vcpu.debug().dr7;
+        let logged = !door.is_live();
+        let place = Place::new(vcpu.icount());
         let board = Board::new(name.clone(), devices);
         let limit = limits
             .instructions
@@ -204,7 +229,28 @@ impl<V: Vcpu> Machine<V> {
             unknown_msrs: 0,
             port_breakpoints: has_port_breakpoint(dr7),
             traps: 0,
+            logged,
+            place,
+            divergence: None,
+            slicing: None,
         }
+    }
+
+    /// Cuts runs at random from now on.
+    pub fn slice(&mut self, seed: u64) {
+        self.slicing = Some(Random::new(seed));
+    }
+
+    /// What was found to differ from the log.
+    #[must_use]
+    pub fn divergence(&self) -> Option<&Divergence> {
+        self.divergence.as_deref()
+    }
+
+    /// Its door.
+    #[must_use]
+    pub fn door(&mut self) -> &mut Door {
+        &mut self.door
     }
 
     /// What became of it, once it has stopped.
@@ -231,11 +277,14 @@ impl<V: Vcpu> Machine<V> {
         &mut self.memory
     }
 
-    /// Does something to it between two runs. Nothing happens to a machine that has stopped.
-    pub fn operate(&mut self, operation: Operation) {
-        if self.stop.is_some() {
-            return;
-        }
+    /// Does something to it, at the next point. Nothing happens to a machine that has stopped, or follows a log.
+    /// False: too much waits already.
+    pub fn operate(&mut self, operation: Operation) -> bool {
+        self.stop.is_some() || self.door.operate(operation)
+    }
+
+    /// An operation takes effect.
+    pub(crate) fn perform(&mut self, operation: Operation) {
         let now = self.door.last();
         match operation {
             Operation::PowerButton => self.board.press_power_button(now),
@@ -261,6 +310,7 @@ impl<V: Vcpu> Machine<V> {
         self.tsc_aux = 0;
         self.traps = 0;
         self.port_breakpoints = has_port_breakpoint(state.debug.dr7);
+        self.place.arrive(self.vcpu.icount());
     }
 
     /// Takes the machine apart, so that its memory can be given back.

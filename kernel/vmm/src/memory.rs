@@ -12,6 +12,12 @@ pub trait GuestMemory {
     /// Bytes of RAM, from address 0 up.
     fn size(&self) -> u64;
 
+    /// Whether the 2 MiB from `at` on, which is a multiple of 2 MiB, are known to be all zero: neither the guest nor
+    /// anybody else has written to them since power-on.
+    fn is_untouched(&self, _at: Gpa) -> bool {
+        false
+    }
+
     /// Fills `to` from guest memory. May cross pages.
     ///
     /// # Errors

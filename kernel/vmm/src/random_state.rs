@@ -12,6 +12,7 @@ use arch::regs::{
 
 use crate::cpu::{Exit, Vcpu};
 use crate::memory::{GuestMemory, NotRam};
+use crate::random::Random;
 
 /// Memory that the trials use.
 pub const MEMORY_BYTES: u64 = 2 << 20;
@@ -46,7 +47,7 @@ pub fn try_states<V: Vcpu>(
     count: u64,
     seed: u64,
 ) -> Result<Outcome, NotRam> {
-    let mut random = Random(seed | 1);
+    let mut random = Random::new(seed | 1);
     let mut outcome = Outcome::default();
     for _ in 0..count {
         fill(memory, &mut random)?;
@@ -96,7 +97,7 @@ fn trial<V: Vcpu>(vcpu: &mut V, memory: &mut V::Memory, random: &mut Random) -> 
 /// Random code, and page tables that map the first 2 MiB to themselves in each paging mode.
 fn fill<M: GuestMemory>(memory: &mut M, random: &mut Random) -> Result<(), NotRam> {
     for at in (0..0x400).step_by(8) {
-        memory.write(Gpa(CODE - 0x200 + at), &random.next().to_le_bytes())?;
+        memory.write(Gpa(CODE - 0x200 + at), &random.draw().to_le_bytes())?;
     }
     let tables: [(u64, u64); 3] = [
         (PAGE_TABLES, (PAGE_TABLES + 0x1000) | 0x27),
@@ -136,17 +137,13 @@ fn valid(random: &mut Random) -> CpuState {
             state
         }
     };
-    state
-        .gprs
-        .0
-        .iter_mut()
-        .for_each(|gpr| *gpr = random.value());
+    state.gprs.0.iter_mut().for_each(|gpr| *gpr = value(random));
     state
 }
 
 /// Changes one part of the state to something that may not go with the rest.
 fn spoil(state: &mut CpuState, random: &mut Random) {
-    let value = random.value();
+    let value = value(random);
     let flip = 1 << random.below(64);
     let CpuState {
         gprs: _,
@@ -183,7 +180,7 @@ fn spoil(state: &mut CpuState, random: &mut Random) {
         16 => xsave
             .0
             .iter_mut()
-            .for_each(|byte| *byte = random.next() as u8),
+            .for_each(|byte| *byte = random.draw() as u8),
         17 => gdtr.base = value,
         18 => idtr.base = value,
         19 => (msrs.pat, msrs.sysenter_esp, msrs.lstar) = (value, value, !value),
@@ -209,38 +206,22 @@ fn event(random: &mut Random) -> Option<Event> {
         EventKind::SoftwareException,
     ];
     Some(Event {
-        vector: random.next() as u8,
+        vector: random.draw() as u8,
         kind: KINDS[random.below(6) as usize],
-        error_code: (random.below(2) == 0).then_some(random.next() as u32),
+        error_code: (random.below(2) == 0).then_some(random.draw() as u32),
         instruction_length: random.below(20) as u8,
     })
 }
 
-/// Xorshift (Marsaglia 2003).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        (self.next() >> 16) % bound
-    }
-
-    /// Anything, with a bias to what is near something that matters.
-    fn value(&mut self) -> u64 {
-        match self.below(6) {
-            0 => CODE.wrapping_add(self.below(512)).wrapping_sub(256),
-            1 => self.next() >> self.below(64),
-            2 => 0x7fff_ffff_f000 + self.below(8192),
-            3 => !self.below(8192),
-            4 => self.below(MEMORY_BYTES),
-            _ => self.next(),
-        }
+/// Anything, with a bias to what is near something that matters.
+fn value(random: &mut Random) -> u64 {
+    match random.below(6) {
+        0 => CODE.wrapping_add(random.below(512)).wrapping_sub(256),
+        1 => random.draw() >> random.below(64),
+        2 => 0x7fff_ffff_f000 + random.below(8192),
+        3 => !random.below(8192),
+        4 => random.below(MEMORY_BYTES),
+        _ => random.draw(),
     }
 }
 
@@ -282,7 +263,7 @@ mod tests {
 
     #[test]
     fn spoiling_reaches_every_part_of_the_state() {
-        let mut random = Random(77);
+        let mut random = Random::new(77);
         let base = CpuState::protected_mode(CODE as u32);
         let mut changed = [false; 11];
         for _ in 0..2000 {

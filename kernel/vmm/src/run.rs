@@ -21,11 +21,16 @@ impl<V: Vcpu> Machine<V> {
     /// Runs the guest for about `budget` host TSC ticks, until it waits, or until it stops. Returns why it
     /// stopped, at once if it had already.
     pub fn run(&mut self, host: &mut impl Host, budget: u64) -> Option<Stop> {
+        if self.stop.is_some() {
+            return self.stop;
+        }
         self.stats.resume();
         if self.stats.noted() >= self.exit_limit {
-            self.stop.get_or_insert(Stop::ExitLimit);
+            self.stop = Some(Stop::ExitLimit);
         }
-        self.board.listen(host, &mut self.door);
+        if self.board.hears() {
+            self.door.listen(host);
+        }
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;
@@ -34,12 +39,16 @@ impl<V: Vcpu> Machine<V> {
                 break;
             };
             let exit = self.vcpu.run(&mut self.memory, until, budget);
+            let reason = Reason::from(&exit);
             let trace = Trace {
-                reason: Reason::from(&exit),
+                reason,
                 rip: self.vcpu.rip(),
                 icount: self.vcpu.icount().0,
             };
             self.stats.record(trace, self.vcpu.host_local().host_ticks);
+            if self.logged {
+                self.note_exit(&exit, reason);
+            }
             match self.handle(&exit, host) {
                 Next::Retire => self.retire(),
                 Next::RetireBytes(length) => {
@@ -55,12 +64,18 @@ impl<V: Vcpu> Machine<V> {
             if let Some(request) = self.board.request() {
                 self.stop = Some(request.into());
             }
+            if self.logged {
+                self.note_place(&exit);
+            }
             if matches!(exit, Exit::HostWork) {
                 break;
             }
         }
-        if self.stop.is_some() {
-            self.board.flush(host);
+        if let Some(stop) = self.stop {
+            self.board.flush(host, &mut self.door);
+            if self.logged {
+                self.end_log(stop);
+            }
         }
         self.stop
     }
@@ -68,15 +83,15 @@ impl<V: Vcpu> Machine<V> {
     /// The host time, in nanoseconds, until which the guest has nothing to do; `None` if it has.
     #[must_use]
     pub fn idle_until(&self) -> Option<u64> {
-        let waits = self.halted && self.stop.is_none();
+        let waits = self.halted && self.stop.is_none() && !self.door.has_input();
         waits.then(|| match self.board.deadline() {
             Some(deadline) => self.door.host_time(deadline),
             None => u64::MAX,
         })
     }
 
-    /// Lets time enter that has come, gives the processor what it can take now, asks for windows for what it
-    /// cannot, and says how far and for how many host ticks it may run. `None`: it waits, or has stopped.
+    /// Lets enter what has come, gives the processor what it can take now, asks for windows for what it cannot, and
+    /// says how far and for how many host ticks it may run. `None`: it waits, or has stopped.
     #[inline]
     fn place(&mut self, host: &mut impl Host, mut budget: u64) -> Option<(Icount, u64)> {
         let now = self.vcpu.icount();
@@ -85,8 +100,15 @@ impl<V: Vcpu> Machine<V> {
             return None;
         }
         let mut until = self.limit;
+        if self.logged {
+            (until, budget) = self.place_logged(host, budget)?;
+        } else {
+            budget = self.enter_live(host, budget);
+        }
+        if self.stop.is_some() {
+            return None;
+        }
         if self.board.has_time() {
-            budget = self.let_time_in(host, budget);
             self.deliver(now);
         } else {
             match self.board.due() {
@@ -102,26 +124,62 @@ impl<V: Vcpu> Machine<V> {
             // With interrupts off only an NMI could end it.
             if !self.board.has_time() || !self.vcpu.rflags().contains(Rflags::IF) {
                 self.stop = Some(Stop::Halted);
+            } else {
+                self.waits_in_vain();
             }
             return None;
         }
         Some((until, budget))
     }
 
-    /// Advances the devices if their deadline has come. Returns how much of `budget` is left until the next one.
-    fn let_time_in(&mut self, host: &mut impl Host, budget: u64) -> u64 {
+    /// [`Machine::place`] of a guest whose log is kept or followed.
+    fn place_logged(&mut self, host: &mut impl Host, budget: u64) -> Option<(Icount, u64)> {
+        let replaying = self.door.replayer().is_some();
+        let (mut until, mut budget) = if replaying {
+            (self.follow_log()?, budget)
+        } else {
+            self.place_inputs(host, budget)?
+        };
+        if let Some(instructions) = self.cut() {
+            budget = budget.min(instructions);
+            if replaying {
+                until = until.min(self.vcpu.icount().after(instructions));
+            }
+        }
+        Some((until.min(self.limit), budget))
+    }
+
+    /// What has come enters a guest without a log wherever it is. Returns how much of `budget` is left until the
+    /// devices' next deadline.
+    #[inline]
+    fn enter_live(&mut self, host: &mut impl Host, budget: u64) -> u64 {
+        if self.door.has_input() {
+            self.enter_typed_and_wanted();
+        }
         while let Some(deadline) = self.board.deadline() {
-            match self.door.time(host, deadline) {
-                // The next deadline lies behind `time`.
-                Ok(time) => self.board.advance(time),
+            match self.door.late(host, deadline) {
+                Ok(late) => {
+                    let now = self.door.enter_time(deadline, late);
+                    self.board.advance(now);
+                }
                 Err(left) => return budget.min(host.ticks(left)),
             }
         }
         budget
     }
 
+    #[cold]
+    fn enter_typed_and_wanted(&mut self) {
+        while let Some(operation) = self.door.operation() {
+            self.perform(operation);
+        }
+        if let Some(bytes) = self.door.typed() {
+            self.board.receive(self.door.last(), &bytes);
+        }
+    }
+
     /// Hands over what devices hold pending, or asks for the window in which it can be taken.
-    fn deliver(&mut self, now: Icount) {
+    pub(crate) fn deliver(&mut self, now: Icount) {
         let mut pending = self.board.pending(now);
         for window in [Window::Nmi, Window::Interrupt] {
             if pending.includes(window) && self.vcpu.can_take(window) {
@@ -238,5 +296,7 @@ impl<V: Vcpu> Machine<V> {
 
 #[cfg(test)]
 mod pc_tests;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod tests;

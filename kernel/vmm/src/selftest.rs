@@ -15,6 +15,7 @@ use arch::regs::{CpuState, Cr0, Cr4, DescriptorTable, Gpr, Rflags};
 use crate::cpu::{Exit, Icount, Vcpu};
 use crate::digest;
 use crate::memory::{GuestMemory, NotRam};
+use crate::random::Random;
 
 /// Where the programs are loaded and entered, in 32-bit protected mode with 4 MiB pages.
 pub const LOAD_ADDRESS: u32 = 0x1_0000;
@@ -144,7 +145,7 @@ pub fn prove<V: Vcpu>(
         vcpu,
         memory,
         programs,
-        random: Random(seed | 1),
+        random: Random::new(seed | 1),
     };
     bench.start(Program::Counted)?;
     let counted = bench.finish(u64::MAX, &mut Vec::new())?.0;
@@ -184,18 +185,6 @@ pub fn prove<V: Vcpu>(
 enum Program {
     Counted,
     Mixed,
-}
-
-/// Xorshift (Marsaglia 2003): which slices are tried need not be secret.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound.max(1)
-    }
 }
 
 struct Bench<'a, V: Vcpu> {

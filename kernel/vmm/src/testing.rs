@@ -15,7 +15,7 @@ use arch::regs::{
 };
 
 use crate::code::{CodeContext, decode, fetch};
-use crate::cpu::{CounterKind, Exit, HostLocalCounts, Icount, Vcpu, Window};
+use crate::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Vcpu, Window};
 use crate::host::Host;
 use crate::memory::{GuestMemory, NotRam};
 
@@ -172,6 +172,9 @@ pub struct ScriptedVcpu {
     pub fault: CounterFault,
     /// `restore` switches interrupts on: there is no STI in a script.
     pub interrupts_on: bool,
+    /// `run` returns when the budget, in instructions, is used up; and there is no code, instructions have no length.
+    pub free_running: bool,
+    pub counter: CounterKind,
     /// Bytes of the instruction of the last exit, as long as there is one at RIP.
     length: Option<u8>,
 }
@@ -188,6 +191,8 @@ impl ScriptedVcpu {
             programs: Vec::new(),
             fault: CounterFault::None,
             interrupts_on: false,
+            free_running: false,
+            counter: CounterKind::Tsc,
             length: None,
         }
     }
@@ -209,6 +214,19 @@ impl Vcpu for ScriptedVcpu {
             return Exit::HostWork;
         };
         let allowed = until.0.saturating_sub(self.state.icount);
+        if allowed == 0 {
+            return Exit::Landed;
+        }
+        let counts = self.counter == CounterKind::Tsc;
+        if self.free_running && budget < allowed.min(step.retired) {
+            step.retired -= budget;
+            self.state.icount += if counts { budget } else { 0 };
+            return Exit::HostWork;
+        }
+        if !counts {
+            step.retired = 0;
+            self.state.icount += u64::from(step.exit.kind() == ExitKind::Deterministic);
+        }
         if step.retired > allowed {
             let (executed, counted) = match self.fault {
                 CounterFault::None => (allowed, allowed),
@@ -234,6 +252,9 @@ impl Vcpu for ScriptedVcpu {
         };
         let instruction = fetch(memory, &context).and_then(|code| decode(&code, &context));
         self.length = instruction.ok().map(|i| i.len() as u8);
+        if self.free_running {
+            self.length = Some(0);
+        }
         exit
     }
 
@@ -242,7 +263,7 @@ impl Vcpu for ScriptedVcpu {
     }
 
     fn counter(&self) -> CounterKind {
-        CounterKind::Tsc
+        self.counter
     }
 
     fn advance(&mut self, _: &Ram) {
@@ -252,7 +273,7 @@ impl Vcpu for ScriptedVcpu {
 
     fn advance_by(&mut self, length: u8) {
         self.state.rip = self.state.rip.wrapping_add(u64::from(length));
-        self.state.icount += 1;
+        self.state.icount += u64::from(self.counter == CounterKind::Tsc);
         self.state.shadow &= Shadow::NMI;
         self.state.rflags -= Rflags::RF;
     }

@@ -1,6 +1,7 @@
-//! ATA disks at the legacy ports, read by programmed I/O (ATA/ATAPI-8 ACS, ATA8-APT).
+//! ATA disks at the legacy ports, by programmed I/O (ATA/ATAPI-8 ACS, ATA8-APT).
 //!
-//! It runs once, at start, with interrupts off at the drive: no DMA engine has to be found or trusted.
+//! Guest files are read once, at start; the log of a recorded guest is written. Interrupts are off at the drive, and no DMA
+//! engine has to be found or trusted.
 
 use core::fmt;
 
@@ -32,7 +33,10 @@ mod command {
     pub(super) const READ_SECTORS_EXT: u8 = 0x24;
     pub(super) const READ_MULTIPLE_EXT: u8 = 0x29;
     pub(super) const READ_MULTIPLE: u8 = 0xc4;
+    pub(super) const WRITE_SECTORS: u8 = 0x30;
+    pub(super) const WRITE_SECTORS_EXT: u8 = 0x34;
     pub(super) const SET_MULTIPLE: u8 = 0xc6;
+    pub(super) const FLUSH_CACHE: u8 = 0xe7;
     pub(super) const IDENTIFY: u8 = 0xec;
 }
 
@@ -47,6 +51,15 @@ const DEVICE_LBA: u8 = 0xe0;
 const DEVICE_SECOND: u8 = 1 << 4;
 /// Device control register: no interrupts.
 const CONTROL_NO_INTERRUPT: u8 = 1 << 1;
+
+/// The bytes of a sector that was read as words.
+pub fn to_bytes(words: &[u32; SECTOR / 4]) -> [u8; SECTOR] {
+    let mut bytes = [0; SECTOR];
+    for (to, from) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&from.to_le_bytes());
+    }
+    bytes
+}
 
 /// What went wrong with a drive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,8 +248,8 @@ impl Drive {
         }
     }
 
-    fn start(&self, lba: u64, count: u64) {
-        let multiple = self.block > 1;
+    /// Gives a command with a range of sectors.
+    fn command(&self, lba: u64, count: u64, command: u8) {
         if self.extended {
             self.select(0);
             self.output(register::COUNT, (count >> 8) as u8);
@@ -250,15 +263,25 @@ impl Drive {
         self.output(register::LBA_LOW, lba as u8);
         self.output(register::LBA_MIDDLE, (lba >> 8) as u8);
         self.output(register::LBA_HIGH, (lba >> 16) as u8);
-        self.output(
-            register::COMMAND,
-            match (self.extended, multiple) {
-                (true, true) => command::READ_MULTIPLE_EXT,
-                (true, false) => command::READ_SECTORS_EXT,
-                (false, true) => command::READ_MULTIPLE,
-                (false, false) => command::READ_SECTORS,
-            },
-        );
+        self.output(register::COMMAND, command);
+    }
+
+    const fn read_command(&self) -> u8 {
+        match (self.extended, self.block > 1) {
+            (true, true) => command::READ_MULTIPLE_EXT,
+            (true, false) => command::READ_SECTORS_EXT,
+            (false, true) => command::READ_MULTIPLE,
+            (false, false) => command::READ_SECTORS,
+        }
+    }
+
+    /// Checks that so many words from `lba` on are on the disk.
+    fn check_range(&self, lba: u64, words: &[u32]) -> Result<(), AtaError> {
+        let wanted = (size_of_val(words) / SECTOR) as u64;
+        let inside = lba
+            .checked_add(wanted)
+            .is_some_and(|end| end <= self.sectors);
+        inside.then_some(()).ok_or(AtaError::OutOfRange { lba })
     }
 
     /// Reads whole sectors from `lba` on; `to` is a multiple of a sector long.
@@ -267,14 +290,11 @@ impl Drive {
     ///
     /// The sectors are not on the disk, or the drive failed; `to` may be partly filled.
     pub fn read(&mut self, lba: u64, to: &mut [u32]) -> Result<(), AtaError> {
-        let wanted = (size_of_val(to) / SECTOR) as u64;
-        if lba.checked_add(wanted).is_none_or(|end| end > self.sectors) {
-            return Err(AtaError::OutOfRange { lba });
-        }
+        self.check_range(lba, to)?;
         let mut at = lba;
         for part in to.chunks_mut(COMMAND_SECTORS as usize * SECTOR / 4) {
             let count = (size_of_val(part) / SECTOR) as u64;
-            self.start(at, count);
+            self.command(at, count, self.read_command());
             for block in part.chunks_mut(self.block as usize * SECTOR / 4) {
                 self.wait(STATUS_DATA)?;
                 // SAFETY: the data register of a drive that has one block ready.
@@ -284,5 +304,44 @@ impl Drive {
             at += count;
         }
         Ok(())
+    }
+
+    /// Writes whole sectors from `lba` on; `from` is a multiple of a sector long. They are on the disk after
+    /// [`Drive::flush`].
+    ///
+    /// # Errors
+    ///
+    /// The sectors are not on the disk, or the drive failed; some may have been written.
+    pub fn write(&mut self, lba: u64, from: &[u32]) -> Result<(), AtaError> {
+        self.check_range(lba, from)?;
+        let mut at = lba;
+        for part in from.chunks(COMMAND_SECTORS as usize * SECTOR / 4) {
+            let count = (size_of_val(part) / SECTOR) as u64;
+            let command = if self.extended {
+                command::WRITE_SECTORS_EXT
+            } else {
+                command::WRITE_SECTORS
+            };
+            self.command(at, count, command);
+            for sector in part.chunks(SECTOR / 4) {
+                self.wait(STATUS_DATA)?;
+                // SAFETY: the data register of a drive that waits for one sector.
+                unsafe { x86::outsl(self.base + register::DATA, sector) };
+            }
+            self.wait(0)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Empties the drive's cache.
+    ///
+    /// # Errors
+    ///
+    /// The drive failed.
+    pub fn flush(&mut self) -> Result<(), AtaError> {
+        self.select(0);
+        self.output(register::COMMAND, command::FLUSH_CACHE);
+        self.wait(0)
     }
 }

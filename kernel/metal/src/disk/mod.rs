@@ -1,3 +1,3 @@
-//! Disks of the host: only as much as reading the guest files takes.
+//! Disks of the host: only as much as reading the guest files and writing a log takes.
 
 pub mod ata;

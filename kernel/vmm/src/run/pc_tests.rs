@@ -12,7 +12,7 @@ use crate::board::Kind;
 use crate::config::Limits;
 use crate::cpu::PortAccess;
 use crate::machine::Operation;
-use crate::nondet::Door;
+use crate::nondet::{Door, Mode};
 use crate::profile::Profile;
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::msr;
@@ -47,7 +47,7 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
             chips,
             serial: true,
         },
-        Door::new(host),
+        Door::new(host, Mode::Live),
         Limits::default(),
     )
 }

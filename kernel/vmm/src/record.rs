@@ -1,0 +1,233 @@
+//! Recording: what passed the door becomes the log.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+
+use devices::time::GuestTime;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::digest::Running;
+use crate::log::{Answer, Encoder, End, Input, OutputKind, Point, Snapshot, What};
+
+/// Bytes of log that are kept until somebody takes them.
+pub const RING_BYTES: usize = 1 << 20;
+/// Bytes that must be free before the guest runs on: an exit's answers (an INS of 4096 elements from a clock), an
+/// input of the greatest size and its company.
+const RESERVE: usize = 128 << 10;
+/// Entries between two checks.
+const CHECK_EVERY: u32 = 64;
+/// Checks between two with the whole processor.
+const SNAPSHOT_EVERY: u32 = 16;
+/// Bytes of output after which they are noted in the log.
+const OUTPUT_BYTES: u32 = 256;
+/// Guest time, in nanoseconds, after which they are.
+const OUTPUT_NS: u64 = 20_000_000;
+
+/// What the guest has put out since it was noted last.
+#[derive(Clone)]
+pub struct Produced {
+    bytes: u32,
+    hash: Xxh3Default,
+    /// Guest time of the first of them.
+    since: GuestTime,
+}
+
+impl Default for Produced {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            hash: Xxh3Default::new(),
+            since: GuestTime(0),
+        }
+    }
+}
+
+impl Produced {
+    /// The guest has put out `bytes` at `now`.
+    pub fn add(&mut self, now: GuestTime, bytes: &[u8]) {
+        if self.bytes == 0 {
+            self.since = now;
+        }
+        self.bytes = self.bytes.saturating_add(bytes.len() as u32);
+        self.hash.update(bytes);
+    }
+
+    /// Whether they are to be noted at `now`.
+    #[inline]
+    pub fn is_due(&self, now: GuestTime) -> bool {
+        self.bytes != 0 && (self.bytes >= OUTPUT_BYTES || now.since(self.since) >= OUTPUT_NS)
+    }
+
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Number of bytes and their digest; none are left.
+    pub fn take(&mut self) -> (u32, u64) {
+        let Self { bytes, hash, .. } = core::mem::take(self);
+        (bytes, hash.digest())
+    }
+}
+
+/// How much of what went into the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    /// Entries.
+    pub entries: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// What the log consists of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volumes {
+    /// Answers.
+    pub answers: Volume,
+    /// Inputs.
+    pub inputs: Volume,
+    /// Outputs.
+    pub outputs: Volume,
+    /// Checks and the end.
+    pub checks: Volume,
+    /// Inputs that were placed at a deterministic exit.
+    pub at_exits: u64,
+}
+
+/// Writes a log.
+pub struct Recorder {
+    encoder: Encoder,
+    ring: VecDeque<u8>,
+    /// The running digest.
+    pub digest: Running,
+    /// Output not noted yet.
+    pub produced: Produced,
+    /// Entries between two checks.
+    check_every: u32,
+    unchecked: u32,
+    checks: u32,
+    volumes: Volumes,
+}
+
+impl Recorder {
+    /// A log that begins with `header`. With `every_entry` each entry can be compared by itself.
+    #[must_use]
+    pub fn new(header: &[u8], every_entry: bool) -> Self {
+        let mut ring = VecDeque::with_capacity(RING_BYTES);
+        ring.extend(header);
+        Self {
+            encoder: Encoder::default(),
+            ring,
+            digest: Running::default(),
+            produced: Produced::default(),
+            check_every: if every_entry { 1 } else { CHECK_EVERY },
+            unchecked: 0,
+            checks: 0,
+            volumes: Volumes::default(),
+        }
+    }
+
+    /// Whether the guest may run on.
+    #[inline]
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.ring.len() <= RING_BYTES - RESERVE
+    }
+
+    /// Moves the oldest bytes of the log to `to`. Returns how many.
+    pub fn take(&mut self, to: &mut [u8]) -> usize {
+        let count = self.ring.len().min(to.len());
+        for (to, byte) in to.iter_mut().zip(self.ring.drain(..count)) {
+            *to = byte;
+        }
+        count
+    }
+
+    /// Bytes of the log that nobody has taken.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// What went into it.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    /// An instruction was answered.
+    #[inline]
+    pub fn answer(&mut self, answer: Answer) {
+        let before = self.ring.len();
+        self.encoder.answer(&mut self.ring, answer);
+        self.unchecked += 1;
+        self.volumes.answers.entries += 1;
+        self.volumes.answers.bytes += (self.ring.len() - before) as u64;
+    }
+
+    /// Something enters at `point`.
+    pub fn input(&mut self, point: Point, input: Input) {
+        let check = self.digest.low();
+        self.volumes.at_exits += u64::from(point.after == 0);
+        self.unchecked += 1;
+        self.placed(point, &What::Input { check, input }, |v| &mut v.inputs);
+    }
+
+    /// Whether output is to be noted at the next point.
+    #[inline]
+    #[must_use]
+    pub fn output_is_due(&self, now: GuestTime) -> bool {
+        self.produced.is_due(now)
+    }
+
+    /// Notes the output of before `point`.
+    pub fn output(&mut self, point: Point) {
+        let (length, digest) = self.produced.take();
+        let what = What::Output {
+            kind: OutputKind::Console,
+            length,
+            digest,
+            check: self.digest.value(),
+        };
+        self.placed(point, &what, |v| &mut v.outputs);
+    }
+
+    /// Whether a check is to be made at the next point.
+    #[inline]
+    #[must_use]
+    pub fn check_is_due(&self) -> bool {
+        self.unchecked >= self.check_every
+    }
+
+    /// Whether the next check carries the whole processor.
+    #[must_use]
+    pub fn wants_snapshot(&self) -> bool {
+        self.check_every == 1 || self.checks.is_multiple_of(SNAPSHOT_EVERY)
+    }
+
+    /// Makes a check.
+    pub fn check(&mut self, point: Point, snapshot: Option<Snapshot>) {
+        self.unchecked = 0;
+        self.checks = self.checks.wrapping_add(1);
+        let what = What::Check {
+            digest: self.digest.value(),
+            snapshot: snapshot.map(Box::new),
+        };
+        self.placed(point, &what, |v| &mut v.checks);
+    }
+
+    /// The guest has stopped.
+    pub fn end(&mut self, point: Point, end: End) {
+        let digest = self.digest.value();
+        self.placed(point, &What::End { digest, end }, |v| &mut v.checks);
+    }
+
+    fn placed(&mut self, point: Point, what: &What, volume: fn(&mut Volumes) -> &mut Volume) {
+        let before = self.ring.len();
+        self.encoder.placed(&mut self.ring, point, what);
+        let volume = volume(&mut self.volumes);
+        volume.entries += 1;
+        volume.bytes += (self.ring.len() - before) as u64;
+    }
+}

@@ -1,0 +1,386 @@
+//! Replaying: the log is where everything comes from, and what the execution is compared with.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::fmt;
+
+use arch::regs::Gpr;
+
+use crate::digest::Running;
+use crate::log::{Answer, DecodeError, Decoder, Entry, Point, Registers, What};
+use crate::nondet::Question;
+use crate::record::Produced;
+
+/// Bytes of the log that are held ahead of the execution.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// In what an execution differs from the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Difference {
+    /// The guest asks for something that is not the log's next answer.
+    Question {
+        /// What it asks for.
+        asked: Question,
+        /// What the log has.
+        logged: Option<Answer>,
+    },
+    /// The point of the entry is reached, and the guest has asked for less than the log has answers for.
+    NotAsked {
+        /// Answers left.
+        left: usize,
+    },
+    /// The execution is past the entry's point without having been there.
+    Passed,
+    /// The running digest: some exit since the check before was another one, or at other registers.
+    Digest {
+        /// In the log.
+        logged: u64,
+        /// Here.
+        here: u64,
+    },
+    /// The running digest is the same, the whole processor is not.
+    State {
+        /// In the log.
+        logged: u64,
+        /// Here.
+        here: u64,
+    },
+    /// The guest put out something else.
+    Output {
+        /// In the log: bytes and their digest.
+        logged: (u32, u64),
+        /// Here.
+        here: (u32, u64),
+    },
+    /// The guest stopped, and the log has something for it.
+    Stopped,
+    /// The recorded guest stopped here, this one does not.
+    RunsOn,
+    /// Both stopped here, for different reasons.
+    Stop,
+    /// The memory they left is not the same.
+    Memory {
+        /// In the log.
+        logged: u64,
+        /// Here.
+        here: u64,
+    },
+    /// The input is for a device that this machine does not have.
+    NoDevice,
+    /// The log is damaged.
+    Damaged(DecodeError),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Question { asked, logged } => match logged {
+                Some(answer) => write!(f, "the guest asks for {asked:?}, the log has {answer:?}"),
+                None => write!(
+                    f,
+                    "the guest asks for {asked:?}, the log has no answer left"
+                ),
+            },
+            Self::NotAsked { left } => {
+                write!(f, "the guest has not asked for {left} answers of the log")
+            }
+            Self::Passed => f.write_str("the guest did not come by the point of the entry"),
+            Self::Digest { logged, here } => {
+                write!(
+                    f,
+                    "the running digest is {here:016x}, in the log {logged:016x}"
+                )
+            }
+            Self::State { logged, here } => write!(
+                f,
+                "the processor's digest is {here:016x}, in the log {logged:016x}"
+            ),
+            Self::Output { logged, here } => write!(
+                f,
+                "the guest put out {} bytes with digest {:016x}, in the log {} with {:016x}",
+                here.0, here.1, logged.0, logged.1
+            ),
+            Self::Stopped => f.write_str("the guest stopped, in the log it goes on"),
+            Self::RunsOn => f.write_str("the guest goes on, in the log it stopped"),
+            Self::Stop => f.write_str("the guest stopped for another reason than in the log"),
+            Self::Memory { logged, here } => {
+                write!(
+                    f,
+                    "the memory's digest is {here:016x}, in the log {logged:016x}"
+                )
+            }
+            Self::NoDevice => f.write_str("the entry is for a device that the guest does not have"),
+            Self::Damaged(error) => write!(f, "the log is damaged: {error}"),
+        }
+    }
+}
+
+/// The first difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divergence {
+    /// The entry at which it was found, from 0.
+    pub entry: u64,
+    /// The placed entry before it: the executions were the same there.
+    pub agreed: Point,
+    /// Where the execution is.
+    pub here: Point,
+    /// The entry's point, if it has one.
+    pub logged: Option<Point>,
+    /// What differs.
+    pub difference: Difference,
+    /// The recorded register file, if the log has it.
+    pub recorded: Option<Registers>,
+    /// The register file here.
+    pub registers: Registers,
+}
+
+/// One page: where, what, and both register files if the log has the recorded one.
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "divergence: entry {}: {}", self.entry, self.difference)?;
+        write!(
+            f,
+            "the executions agreed at {}; here: {}",
+            self.agreed, self.here
+        )?;
+        match self.logged {
+            Some(point) => writeln!(f, "; the entry's point: {point}")?,
+            None => writeln!(f)?,
+        }
+        let (Some(recorded), here) = (&self.recorded, &self.registers) else {
+            return writeln!(
+                f,
+                "the log has no registers for this point: record with every entry to have them"
+            );
+        };
+        let mut row = |name: &dyn fmt::Display, logged: u64, here: u64| {
+            let mark = if logged == here { ' ' } else { '*' };
+            writeln!(f, "{mark} {name:<6} log {logged:016x} here {here:016x}")
+        };
+        row(&"Rip", recorded.rip, here.rip)?;
+        row(&"Rflags", recorded.rflags, here.rflags)?;
+        for gpr in Gpr::ALL {
+            row(&format_args!("{gpr:?}"), recorded.gprs[gpr], here.gprs[gpr])?;
+        }
+        Ok(())
+    }
+}
+
+/// How far a replay has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Entries executed.
+    pub entries: u64,
+    /// Inputs that entered.
+    pub inputs: u64,
+    /// Digests compared.
+    pub checks: u64,
+}
+
+/// What the log has next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Something at this point.
+    At(Point),
+    /// Nothing yet: the guest has to wait for more of the log.
+    Nothing,
+    /// Nothing ever.
+    End,
+    /// Something that is no entry.
+    Damaged(DecodeError),
+}
+
+/// Reads a log ahead up to the next placed entry: the answers before it belong to exits before its point, so the guest
+/// may run up to that and never has to wait inside of an exit.
+pub struct Replayer {
+    bytes: VecDeque<u8>,
+    closed: bool,
+    decoder: Decoder,
+    answers: VecDeque<Answer>,
+    next: Option<(Point, What)>,
+    damaged: Option<DecodeError>,
+    agreed: Point,
+    progress: Progress,
+    /// The running digest.
+    pub digest: Running,
+    /// Output not compared yet.
+    pub produced: Produced,
+}
+
+impl Default for Replayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Replayer {
+    /// A replay from power-on.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            bytes: VecDeque::with_capacity(BUFFER_BYTES),
+            closed: false,
+            decoder: Decoder::default(),
+            answers: VecDeque::new(),
+            next: None,
+            damaged: None,
+            agreed: Point::default(),
+            progress: Progress::default(),
+            digest: Running::default(),
+            produced: Produced::default(),
+        }
+    }
+
+    /// Gives it more of the log. Returns how many of the bytes it has taken; it takes some if it is short of them.
+    pub fn feed(&mut self, log: &[u8]) -> usize {
+        let count = (BUFFER_BYTES.saturating_sub(self.bytes.len())).min(log.len());
+        self.bytes.extend(log.iter().take(count));
+        count
+    }
+
+    /// There is no more of the log.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// How far it has come.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// What is next.
+    #[inline]
+    pub fn peek(&mut self) -> Next {
+        if self.next.is_none() {
+            self.read_ahead();
+        }
+        match (&self.next, self.damaged) {
+            (Some((point, _)), _) => Next::At(*point),
+            (None, Some(error)) => Next::Damaged(error),
+            (None, None) if self.closed => Next::End,
+            (None, None) => Next::Nothing,
+        }
+    }
+
+    fn read_ahead(&mut self) {
+        while self.next.is_none() && self.damaged.is_none() {
+            // A whole entry lies in one piece in most cases.
+            let (first, second) = self.bytes.as_slices();
+            let read = match self.decoder.next(first) {
+                Err(DecodeError::Incomplete) if !second.is_empty() => {
+                    let joined: Vec<u8> = self.bytes.iter().copied().collect();
+                    self.decoder.next(&joined)
+                }
+                read => read,
+            };
+            match read {
+                Ok((entry, length)) => {
+                    self.bytes.drain(..length);
+                    match entry {
+                        Entry::Answer(answer) => self.answers.push_back(answer),
+                        Entry::Placed(point, what) => self.next = Some((point, what)),
+                    }
+                }
+                Err(DecodeError::Incomplete) => return,
+                Err(error) => self.damaged = Some(error),
+            }
+        }
+    }
+
+    /// The answer to `asked`.
+    ///
+    /// # Errors
+    ///
+    /// The log has another one next.
+    #[inline]
+    pub fn answer(&mut self, asked: Question) -> Result<u64, Difference> {
+        if self.answers.is_empty() && self.next.is_none() {
+            self.read_ahead();
+        }
+        let logged = self.answers.pop_front();
+        self.progress.entries += 1;
+        match (asked, logged) {
+            (Question::TimeStamp, Some(Answer::Clock(value)))
+            | (Question::Random, Some(Answer::Random(value)))
+            | (Question::WallClock, Some(Answer::WallClock(value))) => Ok(value),
+            (asked, logged) => Err(Difference::Question { asked, logged }),
+        }
+    }
+
+    /// Takes the placed entry: the execution is at its point.
+    ///
+    /// # Errors
+    ///
+    /// Answers before it were not asked for.
+    pub fn take(&mut self) -> Result<Option<(Point, What)>, Difference> {
+        let left = self.answers.len();
+        if left != 0 {
+            return Err(Difference::NotAsked { left });
+        }
+        let taken = self.next.take();
+        if let Some((point, what)) = &taken {
+            self.agreed = *point;
+            self.progress.entries += 1;
+            self.progress.inputs += u64::from(matches!(what, What::Input { .. }));
+            self.progress.checks += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Compares the running digest.
+    ///
+    /// # Errors
+    ///
+    /// It differs.
+    pub fn compare(&self, logged: u64) -> Result<(), Difference> {
+        let here = self.digest.value();
+        if here == logged {
+            Ok(())
+        } else {
+            Err(Difference::Digest { logged, here })
+        }
+    }
+
+    /// The same for an input's few bits of it.
+    ///
+    /// # Errors
+    ///
+    /// They differ.
+    pub fn compare_low(&self, logged: u16) -> Result<(), Difference> {
+        if self.digest.low() == logged {
+            Ok(())
+        } else {
+            Err(Difference::Digest {
+                logged: logged.into(),
+                here: self.digest.value(),
+            })
+        }
+    }
+
+    /// The report of a difference that was found at `here`.
+    #[must_use]
+    pub fn divergence(
+        &self,
+        here: Point,
+        difference: Difference,
+        recorded: Option<Registers>,
+        registers: Registers,
+    ) -> Divergence {
+        Divergence {
+            entry: self.progress.entries,
+            agreed: self.agreed,
+            here,
+            logged: self.next.as_ref().map(|(point, _)| *point),
+            difference,
+            recorded,
+            registers,
+        }
+    }
+}
+
+/// The digest by which the reasons of stops are compared.
+#[must_use]
+pub fn stop_digest(stop: &crate::machine::Stop) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(alloc::format!("{stop}").as_bytes())
+}

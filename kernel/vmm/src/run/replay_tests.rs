@@ -1,0 +1,363 @@
+//! Recorded and replayed: the same, however either is sliced; and what is not the same is found.
+
+use alloc::boxed::Box;
+use alloc::string::ToString;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use devices::acpi_pm::TimerWidth;
+use devices::chipset;
+use proptest::prelude::*;
+
+use super::tests::{at, host_cpuid};
+use super::*;
+use crate::board::Kind;
+use crate::config::Limits;
+use crate::cpu::{CounterKind, PortAccess};
+use crate::log::{Entry, Input, Point, What};
+use crate::machine::Operation;
+use crate::nondet::{Door, Mode};
+use crate::profile::Profile;
+use crate::random::Random;
+use crate::record::Recorder;
+use crate::replay::{Difference, Replayer};
+use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
+use arch::msr;
+use arch::regs::{CpuState, Gpr};
+
+const CODE: u32 = 0x4000;
+
+/// A PC that follows a script, with interrupts on and its APIC timer ticking every 50 µs.
+fn pc(script: &[Step], mode: Mode) -> Machine<ScriptedVcpu> {
+    let chips = chipset::Config {
+        low_memory: 0x1_0000,
+        high_memory: 0,
+        clock_base: 0,
+        serial: [true; 2],
+        physical_address_bits: 40,
+        timer_width: TimerWidth::Bits32,
+    };
+    let mut state = CpuState::protected_mode(CODE);
+    state.rflags |= Rflags::IF;
+    let mut vcpu = ScriptedVcpu::new(state, script);
+    vcpu.free_running = true;
+    let mut host = TestHost::default();
+    let mut m = Machine::new(
+        "pc".to_string(),
+        vcpu,
+        Ram::new(0x1_0000),
+        Profile::new(&host_cpuid).with_local_apic(),
+        &Kind::Pc {
+            chips,
+            serial: true,
+        },
+        Door::new(&mut host, Mode::Live),
+        Limits::default(),
+    );
+    let mut door = Door::default();
+    for (number, value) in [
+        (msr::APIC_BASE, 0xfee0_0d00),
+        (msr::X2APIC_BASE + 0xf, 0x1ff),
+        (msr::X2APIC_BASE + 0x3e, 0xb),
+        (msr::X2APIC_BASE + 0x32, 1 << 17 | 0x51),
+        (msr::X2APIC_BASE + 0x38, 50_000),
+    ] {
+        m.board
+            .write_msr(&mut host, &mut door, number, value)
+            .expect("a register of the APIC");
+    }
+    m.door = Door::new(&mut host, mode);
+    m.logged = !m.door.is_live();
+    m
+}
+
+fn port(port: u16, write: bool) -> Exit {
+    Exit::Port(PortAccess {
+        port,
+        size: 1,
+        write,
+        string: false,
+    })
+}
+
+/// A guest's life: work, questions, console output, waiting; then it switches itself off.
+fn script(random: &mut Random, steps: usize) -> Vec<Step> {
+    let mut script: Vec<_> = (0..steps)
+        .map(|_| {
+            let exit = match random.below(12) {
+                0..4 => Exit::Rdtsc,
+                4 => Exit::Cpuid,
+                5 => port(0x40, false),
+                6 => port(0x3f8, true),
+                7 => port(0x3f8, false),
+                8 => Exit::Hlt,
+                // #GP: the instruction is not retired, and the next state has the same count.
+                9 => Exit::Rdpmc,
+                10 => Exit::Rdrand {
+                    register: Gpr::Rbx,
+                    size: 8,
+                },
+                _ => Exit::Hypercall,
+            };
+            at(random.magnitude(16), exit)
+        })
+        .collect();
+    script.push(at(10, port(0x40, false)));
+    script
+}
+
+/// Runs to the end with a host whose clock, randomness and typist are as `noise` wants.
+fn run(m: &mut Machine<ScriptedVcpu>, noise: u64) -> Option<Stop> {
+    let mut random = Random::new(noise);
+    let mut host = TestHost::default();
+    for _ in 0..1_000_000 {
+        host.random = random.draw();
+        if random.below(30) == 0 {
+            host.typed.push_back(random.draw() as u8);
+        }
+        if random.below(200) == 0 {
+            m.operate(Operation::Nmi);
+        }
+        let before = m.vcpu.state.icount;
+        if let Some(stop) = m.run(&mut host, random.magnitude(15)) {
+            return Some(stop);
+        }
+        host.now_ns += m.vcpu.state.icount - before + random.magnitude(12);
+        if let Some(until) = m.idle_until() {
+            host.now_ns = host.now_ns.max(until.min(1 << 60));
+        }
+        if m.vcpu.script.is_empty() {
+            m.vcpu.script.push_back(at(100_000, Exit::Cpuid));
+            m.operate(Operation::Stop);
+        }
+    }
+    None
+}
+
+fn record(script: &[Step], noise: u64, every_entry: bool) -> (Machine<ScriptedVcpu>, Vec<u8>) {
+    let recorder = Recorder::new(&[], every_entry);
+    let mut m = pc(script, Mode::Recording(Box::new(recorder)));
+    assert_eq!(run(&mut m, noise), Some(Stop::SwitchedOff));
+    let recorder = m.door.recorder().expect("it records");
+    let mut log = vec![0; recorder.waiting()];
+    recorder.take(&mut log);
+    (m, log)
+}
+
+fn following(log: &[u8]) -> Mode {
+    let mut replayer = Replayer::new();
+    assert_eq!(replayer.feed(log), log.len());
+    replayer.close();
+    Mode::Replaying(Box::new(replayer))
+}
+
+fn replay(script: &[Step], log: &[u8], slices: Option<u64>, noise: u64) -> Machine<ScriptedVcpu> {
+    let mut m = pc(script, following(log));
+    if let Some(seed) = slices {
+        m.slice(seed);
+    }
+    run(&mut m, noise);
+    m
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_replay_is_the_recorded_run_however_it_is_sliced(seed: u64, noise: u64, slices: u64) {
+        let script = script(&mut Random::new(seed), 300);
+        let (recorded, log) = record(&script, noise, seed.is_multiple_of(2));
+        for slices in [None, Some(slices)] {
+            let replayed = replay(&script, &log, slices, !noise);
+            prop_assert_eq!(replayed.divergence(), None);
+            prop_assert_eq!(replayed.stopped(), Some(Stop::SwitchedOff));
+            prop_assert_eq!(&replayed.vcpu.delivered, &recorded.vcpu.delivered);
+            prop_assert_eq!(&replayed.vcpu.state, &recorded.vcpu.state);
+        }
+    }
+
+    #[test]
+    fn a_damaged_log_is_found_out_or_makes_no_difference(
+        seed: u64, at in any::<prop::sample::Index>(), bit in 0..8u32
+    ) {
+        let script = script(&mut Random::new(seed), 60);
+        let (recorded, mut log) = record(&script, seed, false);
+        *at.get_mut(&mut log) ^= 1 << bit;
+        let replayed = replay(&script, &log, None, 1);
+        match replayed.stopped() {
+            Some(Stop::Diverged) => prop_assert!(replayed.divergence().is_some()),
+            // The length of the last entry.
+            Some(Stop::LogEnd) => {}
+            // Nobody read what was typed.
+            Some(Stop::SwitchedOff) => {
+                prop_assert_eq!(&replayed.vcpu.delivered, &recorded.vcpu.delivered);
+                prop_assert_eq!(&replayed.vcpu.state, &recorded.vcpu.state);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_log_that_was_cut_off_is_followed_to_its_end() {
+    let script = script(&mut Random::new(5), 100);
+    let (_, log) = record(&script, 5, false);
+    for end in [0, 1, log.len() / 2] {
+        let replayed = replay(&script, &log[..end], Some(3), 1);
+        assert_eq!(replayed.stopped(), Some(Stop::LogEnd), "{end}");
+    }
+    assert!(Stop::LogEnd.is_success());
+    // The last entry only says how it ended.
+    let replayed = replay(&script, &log[..log.len() - 1], Some(3), 1);
+    assert_eq!(replayed.stopped(), Some(Stop::SwitchedOff));
+}
+
+#[test]
+fn a_guest_waits_for_its_log() {
+    let script = script(&mut Random::new(6), 100);
+    let (recorded, log) = record(&script, 6, false);
+    let mut m = pc(&script, Mode::Replaying(Box::default()));
+    let mut host = TestHost::default();
+    for byte in &log {
+        assert_eq!(m.run(&mut host, 1_000_000), None);
+        assert_eq!(m.door.replayer().unwrap().feed(&[*byte]), 1);
+    }
+    run(&mut m, 3);
+    assert_eq!(m.divergence(), None);
+    assert_eq!(m.stopped(), recorded.stopped());
+    assert_eq!(m.vcpu.delivered, recorded.vcpu.delivered);
+}
+
+#[test]
+fn a_leak_of_the_hosts_clock_is_found_at_the_next_entry() {
+    let script: Vec<_> = (0..40).map(|_| at(100, Exit::Rdtsc)).collect();
+    let (_, log) = record(&script, 9, true);
+    let mut m = pc(&script, following(&log));
+    m.door.leak_clock_at(20);
+    assert_eq!(run(&mut m, 10), Some(Stop::Diverged));
+    let divergence = m.divergence().expect("a divergence");
+    assert!(matches!(
+        divergence.difference,
+        Difference::Digest { .. } | Difference::State { .. }
+    ));
+    // With a check behind each entry: at the exit behind the leak.
+    assert!(divergence.here.exits <= 21, "{divergence:?}");
+    assert!(divergence.recorded.is_some());
+    let page = divergence.to_string();
+    assert!(page.contains("* Rax") && page.contains("  Rbx"), "{page}");
+}
+
+#[test]
+fn another_guest_is_not_the_one_in_the_log() {
+    let script: Vec<_> = (0..40).map(|_| at(100, Exit::Rdtsc)).collect();
+    let (_, log) = record(&script, 9, false);
+    let mut other = script.clone();
+    other[20] = at(100, Exit::Cpuid);
+    let m = replay(&other, &log, None, 1);
+    assert_eq!(m.stopped(), Some(Stop::Diverged));
+    let mut other = script.clone();
+    other[20] = at(101, Exit::Rdtsc);
+    let m = replay(&other, &log, None, 1);
+    assert_eq!(m.stopped(), Some(Stop::Diverged));
+    let mut longer = script;
+    longer.push(at(0, Exit::Hlt));
+    assert_eq!(
+        replay(&longer, &log, None, 1).stopped(),
+        Some(Stop::Diverged)
+    );
+}
+
+/// The placed entries of a log.
+fn placed(mut log: &[u8]) -> Vec<(Point, What)> {
+    let mut decoder = crate::log::Decoder::default();
+    let mut placed = Vec::new();
+    while !log.is_empty() {
+        let (entry, length) = decoder.next(log).expect("a log");
+        if let Entry::Placed(point, what) = entry {
+            placed.push((point, what));
+        }
+        log = &log[length..];
+    }
+    placed
+}
+
+#[test]
+fn what_comes_between_points_enters_at_the_next_exit_if_that_is_near() {
+    for (work, point) in [
+        (900, Point { exits: 1, after: 0 }),
+        (
+            5000,
+            Point {
+                exits: 0,
+                after: 1100,
+            },
+        ),
+    ] {
+        let script = [at(100 + work, Exit::Cpuid)];
+        let recorder = Recorder::new(&[], false);
+        let mut m = pc(&script, Mode::Recording(Box::new(recorder)));
+        let mut host = TestHost::default();
+        // Stopped by the host between two points.
+        m.run(&mut host, 100);
+        host.typed.push_back(b'x');
+        m.run(&mut host, 100_000);
+        m.run(&mut host, 100_000);
+        let mut log = [0; 256];
+        let length = m.door.recorder().unwrap().take(&mut log);
+        let typed = placed(&log[..length])
+            .into_iter()
+            .find_map(|(point, what)| {
+                let What::Input {
+                    input: Input::Console(bytes),
+                    ..
+                } = what
+                else {
+                    return None;
+                };
+                Some((point, bytes))
+            });
+        assert_eq!(typed, Some((point, b"x".to_vec())), "{work}");
+    }
+}
+
+#[test]
+fn without_a_counter_everything_enters_at_exits() {
+    let script = script(&mut Random::new(8), 200);
+    let recorder = Recorder::new(&[], false);
+    let mut m = pc(&script, Mode::Recording(Box::new(recorder)));
+    m.vcpu.counter = CounterKind::ExitOrdinal;
+    assert_eq!(run(&mut m, 8), Some(Stop::SwitchedOff));
+    let recorder = m.door.recorder().unwrap();
+    let mut log = vec![0; recorder.waiting()];
+    recorder.take(&mut log);
+    let placed = placed(&log);
+    assert!(placed.len() > 10 && placed.iter().all(|(point, _)| point.after == 0));
+
+    let mut m = pc(&script, following(&log));
+    m.vcpu.counter = CounterKind::ExitOrdinal;
+    assert_eq!(run(&mut m, 3), Some(Stop::SwitchedOff));
+    assert_eq!(m.divergence(), None);
+}
+
+#[test]
+fn a_guest_waits_while_nobody_takes_its_log() {
+    let script: Vec<_> = (0..2_000_000).map(|_| at(0, Exit::Rdtsc)).collect();
+    let recorder = Recorder::new(&[], false);
+    let mut m = pc(&script, Mode::Recording(Box::new(recorder)));
+    let mut host = TestHost::default();
+    let mut exits = 0;
+    loop {
+        host.now_ns += 1_000_000_000;
+        m.run(&mut host, 1_000_000);
+        if m.point().exits == exits {
+            break;
+        }
+        exits = m.point().exits;
+    }
+    let recorder = m.door.recorder().unwrap();
+    assert!(!recorder.has_room() && recorder.waiting() <= crate::record::RING_BYTES);
+    let mut some = vec![0; 1 << 19];
+    assert_eq!(recorder.take(&mut some), some.len());
+    m.run(&mut host, 1_000_000);
+    assert!(m.point().exits > exits);
+}
