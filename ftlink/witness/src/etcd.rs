@@ -1,12 +1,20 @@
 //! Records in an existing etcd cluster, by its v3 JSON gateway: reads are linearizable, a change is a
 //! transaction that compares the key's revision. Several witnesses may stand in front of one cluster.
 
+use std::error::Error;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ftlink::arbiter::Record;
 use ftlink::ids::PairId;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -17,11 +25,16 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest answer read, in bytes.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
+#[cfg(not(feature = "tls"))]
+type Connector = HttpConnector;
+#[cfg(feature = "tls")]
+type Connector = hyper_rustls::HttpsConnector<HttpConnector>;
+
 /// Records under `/duet/witness/`.
 #[derive(Debug)]
 pub struct EtcdStore {
     base: String,
-    client: reqwest::Client,
+    client: Client<Connector, Full<Bytes>>,
 }
 
 #[derive(Deserialize)]
@@ -62,14 +75,11 @@ impl EtcdStore {
                 "etcd URL {base:?}: this build has no TLS (build with --features tls)"
             )));
         }
-        let client = reqwest::Client::builder()
-            .timeout(TIMEOUT)
-            .no_proxy()
-            .build()
-            .map_err(|error| StoreError::Failed(format!("no HTTP client: {error}")))?;
+        let connector =
+            connector().map_err(|error| StoreError::Failed(format!("no TLS: {error}")))?;
         Ok(Self {
             base: base.to_string(),
-            client,
+            client: Client::builder(TokioExecutor::new()).build(connector),
         })
     }
 
@@ -135,27 +145,53 @@ impl EtcdStore {
     ) -> Result<Answer, StoreError> {
         let url = format!("{}/v3/kv/{call}", self.base);
         let failed = |what: String| StoreError::Failed(format!("etcd {url}: {what}"));
-        let answer = self
-            .client
-            .post(&url)
-            .json(body)
-            .send()
+        let answer = tokio::time::timeout(TIMEOUT, self.exchange(&url, body));
+        let (status, bytes) = answer
             .await
-            .map_err(|error| failed(error.to_string()))?;
-        let status = answer.status();
-        if answer.content_length().unwrap_or(0) > MAX_ANSWER_BYTES as u64 {
-            return Err(failed("answer too long".into()));
-        }
-        let bytes = answer
-            .bytes()
-            .await
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|_| failed(format!("no answer in {} s", TIMEOUT.as_secs())))?
+            .map_err(|error| failed(causes(&*error)))?;
         if !status.is_success() {
             let said = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
             return Err(failed(format!("{status}: {said}")));
         }
         serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))
     }
+
+    /// One request, and its answer of at most [`MAX_ANSWER_BYTES`].
+    async fn exchange(
+        &self,
+        url: &str,
+        body: &Value,
+    ) -> Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>> {
+        let request = Request::post(url)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()))?;
+        let answer = self.client.request(request).await?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
+        Ok((status, body.collect().await?.to_bytes()))
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+fn connector() -> std::io::Result<Connector> {
+    Ok(HttpConnector::new())
+}
+
+#[cfg(feature = "tls")]
+fn connector() -> std::io::Result<Connector> {
+    Ok(hyper_rustls::HttpsConnectorBuilder::new()
+        .with_native_roots()?
+        .https_or_http()
+        .enable_http1()
+        .build())
+}
+
+/// An error with what caused it: the outermost alone says little more than that there was one.
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |&error| error.source());
+    let texts: Vec<_> = chain.map(ToString::to_string).collect();
+    texts.join(": ")
 }
 
 fn key(pair: PairId) -> String {

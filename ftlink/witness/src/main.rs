@@ -154,12 +154,7 @@ async fn run(config: Config, store: Store) -> Result<()> {
             .await
             .with_context(|| format!("cannot listen on tcp {address}"))?;
         eprintln!("listening on http {}", listener.local_addr()?);
-        let router = witness::http::router(Arc::clone(&service));
-        tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                eprintln!("http has ended: {error}");
-            }
-        });
+        tokio::spawn(witness::http::serve(listener, Arc::clone(&service)));
     }
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
