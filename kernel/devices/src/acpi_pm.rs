@@ -15,6 +15,8 @@ pub mod spec {
     pub const CONTROL_PORT: u16 = 0x604;
     /// Power management timer, four bytes.
     pub const TIMER_PORT: u16 = 0x608;
+    /// The last of them, and of the fixed blocks, which lie side by side.
+    pub const TIMER_LAST_PORT: u16 = TIMER_PORT + 3;
     /// General-purpose event block 0: status, then enable, two bytes each.
     pub const GENERAL_PORT: u16 = 0x620;
     /// Interrupt line of the system control interrupt: level, active high.

@@ -1,7 +1,8 @@
 //! All chips of the guest's PC and the wires between them.
 //!
-//! Every call brings the machine to its instant first, performs the access, and settles all interrupt lines. So
-//! the state is a function of the configuration and of the sequence of calls, and of nothing else.
+//! Every call brings the machine to its instant first, performs the access, and settles all interrupt lines if the
+//! access has changed one. So the state is a function of the configuration and of the sequence of calls, and of nothing
+//! else.
 
 use arch::msr;
 
@@ -197,6 +198,7 @@ impl Chipset {
         if let Some(value) = self.pci.read_port(port, size) {
             return Some(value);
         }
+        let before = self.signals(port, size);
         // The chips are eight bits wide: the bus makes one access per byte.
         let mut answered = false;
         let mut value = 0;
@@ -206,7 +208,7 @@ impl Chipset {
             value |= u32::from(byte.unwrap_or(0xff)) << (8 * u32::from(i));
         }
         if answered {
-            self.settle();
+            self.settle_unless(before, port, size);
         }
         answered.then_some(value)
     }
@@ -224,6 +226,7 @@ impl Chipset {
             .pci
             .write_port(port, size, value)
             .then_some(Effect::None);
+        let before = self.signals(port, size);
         if effect.is_none() {
             for (i, byte) in (0..size.min(4)).zip(value.to_le_bytes()) {
                 let one = self.write_port_byte(port.wrapping_add(i.into()), byte);
@@ -235,7 +238,7 @@ impl Chipset {
             }
         }
         if effect.is_some() {
-            self.settle();
+            self.settle_unless(before, port, size);
         }
         effect
     }
@@ -503,6 +506,37 @@ impl Chipset {
         self.settle();
     }
 
+    /// What a chip with registers at these ports tells the others: its interrupt and when it acts next. Most accesses
+    /// change neither, and what follows from them need not be worked out again.
+    fn signals(&self, port: u16, size: u8) -> Signals {
+        let last = port.wrapping_add(u16::from(size.saturating_sub(1)));
+        let uart = |serial: Serial| {
+            let uart = self.uarts[serial as usize].as_ref();
+            uart.map_or(Signals::Silent, |uart| {
+                Signals::Of(uart.interrupt(), uart.deadline())
+            })
+        };
+        match (port, last) {
+            (acpi_pm::spec::EVENT_PORT.., ..=acpi_pm::spec::TIMER_LAST_PORT) => {
+                Signals::Of(self.pm.interrupt(), self.pm.deadline())
+            }
+            _ if size != 1 => Signals::Unknown,
+            (COM1..=COM1_LAST, _) => uart(Serial::One),
+            (COM2..=COM2_LAST, _) => uart(Serial::Two),
+            // Only counter 0 is wired to an interrupt.
+            (PIT_COUNTER_1 | PIT_COUNTER_2 | pit::spec::CONTROL_B_PORT, _) => Signals::Silent,
+            (rtc::spec::INDEX_PORT, _) => Signals::Silent,
+            (rtc::spec::DATA_PORT, _) => Signals::Of(self.rtc.interrupt(), self.rtc.deadline()),
+            _ => Signals::Unknown,
+        }
+    }
+
+    fn settle_unless(&mut self, before: Signals, port: u16, size: u8) {
+        if before == Signals::Unknown || self.signals(port, size) != before {
+            self.settle();
+        }
+    }
+
     /// Brings the interrupt lines and the next deadline to what the chips say.
     fn settle(&mut self) {
         self.drive_lines(self.lines());
@@ -540,6 +574,24 @@ impl Chipset {
         self.lapic.set_pin(Pin::Lint0, external);
     }
 }
+
+/// What a chip tells the others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signals {
+    /// Nothing, whatever is done to this register.
+    Silent,
+    /// The level of its interrupt line and its deadline.
+    Of(bool, Option<GuestTime>),
+    /// More than these: a controller of interrupts, or the timer, whose ticks are no level.
+    Unknown,
+}
+
+const COM1: u16 = uart::spec::COM1_PORT;
+const COM1_LAST: u16 = COM1 + uart::spec::PORTS - 1;
+const COM2: u16 = uart::spec::COM2_PORT;
+const COM2_LAST: u16 = COM2 + uart::spec::PORTS - 1;
+const PIT_COUNTER_1: u16 = pit::spec::COUNTER_PORT + 1;
+const PIT_COUNTER_2: u16 = pit::spec::COUNTER_PORT + 2;
 
 /// The timer's interrupt line.
 const TICK: u16 = 1 << pit::spec::IRQ;

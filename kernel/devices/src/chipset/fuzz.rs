@@ -167,6 +167,20 @@ proptest! {
     }
 
     #[test]
+    fn an_access_to_a_port_leaves_nothing_to_settle(steps in prop::collection::vec(step(), 1..60)) {
+        let mut chips = Chipset::new(&CONFIG);
+        let mut now = GuestTime(0);
+        for step in &steps {
+            perform(&mut chips, &mut now, step);
+            if matches!(step, Step::Read(..) | Step::Write(..)) {
+                let mut settled = chips.clone();
+                settled.settle();
+                prop_assert_eq!(&settled, &chips, "{:?}", step);
+            }
+        }
+    }
+
+    #[test]
     fn equal_calls_lead_to_equal_chips(steps in prop::collection::vec(step(), 1..60)) {
         let (mut one, mut two) = (Chipset::new(&CONFIG), Chipset::new(&CONFIG));
         let (mut now_one, mut now_two) = (GuestTime(0), GuestTime(0));

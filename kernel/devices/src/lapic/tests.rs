@@ -211,15 +211,33 @@ fn a_periodic_timer_keeps_its_phase_over_a_long_sleep() {
     let mut apic = enabled();
     write(&mut apic, T0, TIMER_DIVIDE, 0);
     write(&mut apic, T0, LVT_TIMER, 0xec | 1 << 17);
-    write(&mut apic, T0, TIMER_INITIAL, 500);
-    assert_eq!(apic.deadline(), Some(at(1000)));
-    apic.advance(at(3_600_000_000_400));
+    write(&mut apic, T0, TIMER_INITIAL, 50_000);
+    assert_eq!(apic.deadline(), Some(at(100_000)));
+    apic.advance(at(3_600_000_040_000));
     // One request, however many periods went by; until it is taken another changes nothing.
     assert_eq!(apic.deadline(), None);
     assert_eq!(apic.acknowledge(), Some(0xec));
-    assert_eq!(apic.deadline(), Some(at(3_600_000_001_000)));
-    assert_eq!(read(&mut apic, at(3_600_000_000_400), TIMER_CURRENT), 300);
+    assert_eq!(apic.deadline(), Some(at(3_600_000_100_000)));
+    assert_eq!(
+        read(&mut apic, at(3_600_000_040_000), TIMER_CURRENT),
+        30_000
+    );
     assert_eq!(apic.deliverable(), None);
+}
+
+#[test]
+fn a_period_has_a_least_length() {
+    let mut apic = enabled();
+    write(&mut apic, T0, TIMER_DIVIDE, 0xb);
+    write(&mut apic, T0, LVT_TIMER, 0xec | 1 << 17);
+    write(&mut apic, T0, TIMER_INITIAL, 1);
+    for expiry in [1, 20_001, 40_001] {
+        assert_eq!(apic.deadline(), Some(at(expiry)));
+        apic.advance(at(expiry));
+        assert_eq!(apic.acknowledge(), Some(0xec));
+        write(&mut apic, at(expiry), END_OF_INTERRUPT, 0);
+        assert_eq!(read(&mut apic, at(expiry), TIMER_CURRENT), 1);
+    }
 }
 
 #[test]

@@ -28,6 +28,10 @@ const fn counts(mode: TimerMode) -> bool {
     matches!(mode, TimerMode::OneShot | TimerMode::Periodic)
 }
 
+/// The shortest period of the periodic mode. A guest that asks for an interrupt per nanosecond would do nothing but
+/// take them, and its host nothing but deliver them. Operating systems ask for a thousand per second.
+const MIN_PERIOD_NS: u64 = 20_000;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Timer {
     mode: TimerMode,
@@ -87,8 +91,17 @@ impl Timer {
             return 0;
         }
         let left = self.expiry.map_or(0, |expiry| expiry.since(now));
-        // At most the initial count, which has 32 bits.
-        left.div_ceil(self.count_ns()) as u32
+        let counts = left.div_ceil(self.count_ns());
+        // A period that was too short is longer than the initial count says.
+        counts.min(u64::from(self.initial)) as u32
+    }
+
+    /// Nanoseconds from one expiry to the next in periodic mode; 0: it is stopped.
+    fn period_ns(&self) -> u64 {
+        match u64::from(self.initial) * self.count_ns() {
+            0 => 0,
+            period => period.max(MIN_PERIOD_NS),
+        }
     }
 
     pub(super) fn set_mode(&mut self, mode: TimerMode) {
@@ -153,7 +166,7 @@ impl Timer {
         let Some(expiry) = self.expiry.filter(|expiry| *expiry <= now) else {
             return false;
         };
-        let period = u64::from(self.initial) * self.count_ns();
+        let period = self.period_ns();
         self.expiry = match self.mode {
             // The phase stays that of the first start.
             TimerMode::Periodic if period != 0 => {
