@@ -61,7 +61,7 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
         memory_mib: MEMORY_MIB,
         kernel: files.kernel,
         initrd: Some(files.initrd),
-        cmdline: format!("quiet {}", debian::cmdline_running(&one_line(SCRIPT))?),
+        cmdline: debian::cmdline_running(&one_line(SCRIPT))?,
         instruction_limit: None,
     };
     let payload = Payload {

@@ -5,6 +5,18 @@
 use anyhow::Result;
 use cpio::newc::{Builder, trailer};
 
+/// What `init` expects to be there.
+const DIRECTORIES: [&str; 9] = [
+    "bin",
+    "dev",
+    "etc",
+    "lib",
+    "lib/modules",
+    "proc",
+    "root",
+    "sys",
+    "tmp",
+];
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const FILE: u32 = 0o100_644;
@@ -18,7 +30,7 @@ const CHARACTER_DEVICE: u32 = 0o020_600;
 /// A file is larger than the format allows.
 pub(super) fn build(init: &str, busybox: &[u8], modules: &[(&str, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for directory in ["bin", "dev", "lib", "lib/modules"] {
+    for directory in DIRECTORIES {
         archive.append(directory, DIRECTORY, &[])?;
     }
     archive.console()?;
@@ -92,11 +104,8 @@ mod tests {
         }
         let entry =
             |name: &str, mode, contents: &str| (name.to_owned(), mode, (0, 0), contents.to_owned());
-        let expected = [
-            entry("bin", 0o040_755, ""),
-            entry("dev", 0o040_755, ""),
-            entry("lib", 0o040_755, ""),
-            entry("lib/modules", 0o040_755, ""),
+        let directories = DIRECTORIES.map(|name| entry(name, 0o040_755, ""));
+        let others = [
             ("dev/console".to_owned(), 0o020_600, (5, 1), String::new()),
             entry("init", 0o100_755, "#!x"),
             entry("bin/busybox", 0o100_755, "box"),
@@ -104,6 +113,6 @@ mod tests {
             entry("lib/modules/a.ko", 0o100_644, "A"),
             entry("lib/modules/order", 0o100_644, "b\na\n"),
         ];
-        assert_eq!(found, expected);
+        assert_eq!(found, [&directories[..], &others[..]].concat());
     }
 }

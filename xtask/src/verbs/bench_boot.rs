@@ -1,15 +1,18 @@
 //! `cargo xtask bench boot`: how long Linux takes to a shell, which exits that costs, and how fast it then works
 //! compared with the same kernel without Duet.
 //!
-//! Times are the guest's own. Under QEMU's instruction counter one nanosecond of them is one instruction, guest's or
+//! The time to the shell is a person's; it depends on the machine this runs on, which should have nothing else to do.
+//! Times of the work are the guest's own. Under QEMU's instruction counter one nanosecond of them is one instruction, guest's or
 //! hypervisor's, so the comparison does not depend on the machine this runs on.
 
 use std::fmt::Write;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use boot::{Firmware, Payload};
 
 use super::run::check_platform;
@@ -22,6 +25,26 @@ use crate::{config, progress, serial, workspace};
 
 const MEMORY_MIB: u32 = 256;
 const TIMEOUT: Duration = Duration::from_secs(900);
+/// How often the log is looked at.
+const POLL: Duration = Duration::from_millis(10);
+
+/// What the guest says when its shell runs the first command.
+const SHELL: &str = "boot| shell";
+const AT_THE_SHELL: &str = "echo 'boot| shell'";
+/// What the log says when Duet starts, when its guest starts, and at the shell.
+const ON_DUET: [&str; 3] = [
+    "INFO  duet ",
+    "boot| entry_to_first_guest_ms",
+    "\nboot| shell",
+];
+
+/// Seconds to a shell that Duet aims at.
+const fn aim(platform: Platform) -> u32 {
+    match platform {
+        Platform::Qemu | Platform::Kvm => 8,
+        Platform::Bochs => 25,
+    }
+}
 
 /// A piece of work: its name, the shell's words for it, and what Duet aims at, in hundredths of the speed without it.
 struct Work(&'static str, &'static str, Option<u32>);
@@ -57,14 +80,30 @@ pub fn run(platform: Platform) -> Result<()> {
     let artifacts = Artifacts::build()?;
     let directory = workspace::output("bench")?;
 
-    let (start, wall) = on_duet(platform, &artifacts, &files, "true", &directory)?;
+    let log = directory.join(format!("{platform}-boot.log"));
+    let (start, times) = milestones(&log, &ON_DUET, || {
+        on_duet(platform, &artifacts, &files, AT_THE_SHELL, &log)
+    })?;
     let mut out = String::new();
+    let [loaded, guest, shell] = times;
     writeln!(
         out,
-        "start of the emulator to a shell and off again: {:.1} s",
-        wall.as_secs_f64()
+        "start of the emulator to a shell: {shell:.1} s (aim {}): \
+         firmware and boot loader {loaded:.1}, Duet {:.1}, guest {:.1}",
+        aim(platform),
+        guest - loaded,
+        shell - guest
     )?;
-    writeln!(out, "exits until then:")?;
+    // Bochs cannot start a kernel without a boot loader, so there is nothing to compare with.
+    if platform == Platform::Qemu {
+        let log = directory.join("without-boot.log");
+        let (_, [shell]) = milestones(&log, &[SHELL], || directly(&files, AT_THE_SHELL, &log))?;
+        writeln!(
+            out,
+            "the same kernel started by the emulator itself: {shell:.1} s"
+        )?;
+    }
+    writeln!(out, "exits until the guest was off again:")?;
     for line in start.lines() {
         if let Some(reason) = serial::field(line, "exits", "reason") {
             let value = |key| serial::field(line, "exits", key).unwrap_or("–");
@@ -82,12 +121,10 @@ pub fn run(platform: Platform) -> Result<()> {
             )?;
         }
     }
-    // Bochs cannot start a kernel without a boot loader, so there is nothing to compare with.
     if platform == Platform::Qemu {
-        let (said, _) = on_duet(platform, &artifacts, &files, &workload(), &directory)?;
-        let bare = progress::step("the same kernel without Duet", || {
-            directly(&files, &workload())
-        })?;
+        let log = directory.join(format!("{platform}-work.log"));
+        let said = on_duet(platform, &artifacts, &files, &workload(), &log)?;
+        let bare = directly(&files, &workload(), &directory.join("without-work.log"))?;
         out += &comparison(&said, &bare)?;
     }
     print!("{out}");
@@ -106,17 +143,59 @@ fn workload() -> String {
     script + &now(WORK.len())
 }
 
+/// Runs `run`, which writes `log`, and says after how many seconds each of the markers was in it.
 #[expect(
     clippy::disallowed_methods,
     reason = "how long a person waits; no guest sees it"
 )]
+fn milestones<T, const N: usize>(
+    log: &Path,
+    markers: &[&str; N],
+    run: impl FnOnce() -> Result<T>,
+) -> Result<(T, [f64; N])> {
+    match std::fs::remove_file(log) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let begin = Instant::now();
+    let ended = AtomicBool::new(false);
+    let (result, times) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            let mut times = [None; N];
+            loop {
+                let last = ended.load(Ordering::Relaxed);
+                let said = std::fs::read(log).unwrap_or_default();
+                let said = String::from_utf8_lossy(&said);
+                for (marker, time) in markers.iter().zip(&mut times) {
+                    if time.is_none() && said.contains(marker) {
+                        *time = Some(begin.elapsed().as_secs_f64());
+                    }
+                }
+                if last || times.iter().all(Option::is_some) {
+                    return times;
+                }
+                std::thread::sleep(POLL);
+            }
+        });
+        let result = run();
+        ended.store(true, Ordering::Relaxed);
+        (result, watcher.join())
+    });
+    let result = result?;
+    let times = times.map_err(|_| anyhow!("the thread that reads {} panicked", log.display()))?;
+    for (marker, time) in markers.iter().zip(times) {
+        ensure!(time.is_some(), "{} lacks {marker:?}", log.display());
+    }
+    Ok((result, times.map(Option::unwrap_or_default)))
+}
+
 fn on_duet(
     platform: Platform,
     artifacts: &Artifacts,
     files: &Debian,
     script: &str,
-    directory: &Path,
-) -> Result<(String, Duration)> {
+    log: &Path,
+) -> Result<String> {
     let guest = Linux {
         memory_mib: MEMORY_MIB,
         kernel: files.kernel.clone(),
@@ -129,7 +208,7 @@ fn on_duet(
         files: guest.files(),
         seed: Some(seed()?),
     };
-    let disk = directory.join("linux.img");
+    let disk = log.with_extension("img");
     artifacts.image(Firmware::Bios, &payload, &disk)?;
     let machine = Machine {
         platform,
@@ -138,23 +217,22 @@ fn on_duet(
         memory_mib: 2 * MEMORY_MIB,
         processor: Processor::Full,
     };
-    let log = directory.join(format!("{platform}-linux.log"));
-    let begin = Instant::now();
-    let outcome = progress::step("Linux on Duet", || batch::run(&machine, &log, TIMEOUT))?;
-    let wall = begin.elapsed();
+    let outcome = progress::step("Linux on Duet", || batch::run(&machine, log, TIMEOUT))?;
     ensure!(
         serial::stop_reason(&outcome.serial, "linux") == Some("power off"),
         "{}\n{}",
         outcome.end,
         serial::tail(&outcome.serial, 30)
     );
-    Ok((outcome.serial, wall))
+    Ok(outcome.serial)
 }
 
-/// The same kernel started by QEMU itself, with the same processor, counted the same way.
-fn directly(files: &Debian, script: &str) -> Result<String> {
+/// The same kernel started by QEMU itself, with the same processor, counted the same way. Returns what it said, which
+/// is in `log` too.
+fn directly(files: &Debian, script: &str, log: &Path) -> Result<String> {
     let memory = MEMORY_MIB.to_string();
-    let output = Command::new(qemu::PROGRAM)
+    let mut command = Command::new(qemu::PROGRAM);
+    command
         .args(["-accel", "tcg", "-icount", "shift=0,sleep=on"])
         .args([
             "-cpu",
@@ -170,9 +248,16 @@ fn directly(files: &Debian, script: &str) -> Result<String> {
         .arg(&files.initrd)
         .args(["-append", &debian::cmdline_running(script)?])
         .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {}", qemu::PROGRAM))?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        .stdout(File::create(log).with_context(|| log.display().to_string())?);
+    progress::step("the same kernel without Duet", || {
+        let status = command
+            .status()
+            .with_context(|| format!("cannot start {}", qemu::PROGRAM))?;
+        ensure!(status.success(), "{} ended with {status}", qemu::PROGRAM);
+        Ok(())
+    })?;
+    let said = std::fs::read(log).with_context(|| log.display().to_string())?;
+    Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
 /// Seconds of each piece of work, of what a guest said.
@@ -234,6 +319,23 @@ mod tests {
         assert!(row("sha256sum").ends_with("0.90   0.90"), "{table}");
         assert!(row("1000 forks").ends_with("0.60   0.60"), "{table}");
         assert!(row("gzip").contains("NaN"), "{table}");
+    }
+
+    #[test]
+    fn milestones_are_what_the_log_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        std::fs::write(&log, "a b of an earlier run").unwrap();
+        let write = |text: &str| Ok(std::fs::write(&log, text)?);
+        let ((), [first, second]) = milestones(&log, &["a", "b"], || {
+            write("a")?;
+            std::thread::sleep(Duration::from_millis(100));
+            write("a b")
+        })
+        .unwrap();
+        assert!(first + 0.05 < second, "{first} {second}");
+        let error = milestones(&log, &["a", "c"], || write("a")).unwrap_err();
+        assert!(error.to_string().ends_with("lacks \"c\""), "{error}");
     }
 
     #[test]
