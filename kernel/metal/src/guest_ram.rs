@@ -54,7 +54,7 @@ impl GuestRam {
                 });
             };
             // SAFETY: the frame was just allocated, so nothing else refers to it.
-            unsafe { core::ptr::write_bytes(physmap::ptr(frame), 0, LARGE_PAGE_SIZE as usize) };
+            unsafe { physmap::clear_large(frame) };
             ram.frames.push(frame);
             ALLOCATED.fetch_add(LARGE_PAGE_SIZE, Ordering::Relaxed);
         }
@@ -83,9 +83,7 @@ impl GuestRam {
             if let Some(word) = word.filter(|word| **word >> (n % 64) & 1 != 0) {
                 *word &= !(1 << (n % 64));
                 // SAFETY: the frame is owned by `self` and mapped; the guest does not run now.
-                unsafe {
-                    core::ptr::write_bytes(physmap::ptr(*frame), 0, LARGE_PAGE_SIZE as usize)
-                };
+                unsafe { physmap::zero_large(*frame) };
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::random::Random;
 /// Where the programs are loaded and entered, in 32-bit protected mode with 4 MiB pages.
 pub const LOAD_ADDRESS: u32 = 0x1_0000;
 /// Memory that the programs may use; all of it is compared.
-pub const MEMORY_BYTES: u64 = 0x4_0000;
+pub const MEMORY_BYTES: u64 = 0x3_0000;
 /// Port whose OUT makes the test inject [`INJECTED_VECTOR`].
 pub const INJECT_PORT: u16 = 0x80;
 /// Vector of injected interrupts.
@@ -30,7 +30,7 @@ pub const SOFTWARE_VECTOR: u8 = 0x30;
 /// Iterations of the counted program: DEC and JNZ each.
 pub const COUNTED_ITERATIONS: u32 = 1000;
 /// Iterations of the mixed program.
-pub const MIXED_ITERATIONS: u32 = 150;
+pub const MIXED_ITERATIONS: u32 = 60;
 
 /// Page directory: 4 MiB at 0 mapped to itself, the rest missing.
 const PAGE_DIRECTORY: u64 = 0x1000;
@@ -39,7 +39,7 @@ const STACK_TOP: u64 = 0x9000;
 /// Landings compared with a straight run to the same point.
 const COMPARED_LANDINGS: usize = 40;
 const SLICED_PASSES: u64 = 3;
-const LONGEST_SLICE: u64 = 400;
+const LONGEST_SLICE: u64 = 160;
 /// Exits after which a program that has not ended never will.
 const MAX_EXITS: u32 = 1_000_000;
 /// Host ticks per entry; only a bound.
