@@ -1,10 +1,10 @@
 //! `cargo xtask sim`: the simulator of the replication protocol, one seed or many.
 
 use std::ops::Range;
-use std::time::Instant;
 
-use anyhow::{Result, bail};
-use sim::{Options, sweep};
+use anyhow::Result;
+
+use crate::workspace::{cargo, check};
 
 /// Simulates two hosts and everything that goes wrong between them.
 #[derive(clap::Args, Debug)]
@@ -30,59 +30,25 @@ fn range(text: &str) -> Result<Range<u64>, String> {
     Ok(begin..end)
 }
 
-/// Runs the verb.
+/// Runs the verb. The simulator is a program of its own, so that not everything here waits for it to compile.
 ///
 /// # Errors
 ///
-/// A seed broke a check; the error shows its trace.
+/// A seed broke a check; the program has shown its trace.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut command = cargo();
+    command.args([
+        "run",
+        "--quiet",
+        "--package",
+        "sim",
+        "--bin",
+        "sim-seeds",
+        "--",
+    ]);
     match (&arguments.seeds, arguments.seed) {
-        (Some(seeds), _) => many(seeds),
-        (None, seed) => one(seed.unwrap_or(0)),
-    }
-}
-
-fn one(seed: u64) -> Result<()> {
-    let options = Options {
-        trace: true,
-        ..Options::default()
+        (Some(seeds), _) => command.args([seeds.start, seeds.end].map(|seed| seed.to_string())),
+        (None, seed) => command.arg(seed.unwrap_or(0).to_string()),
     };
-    match sim::run(seed, &options) {
-        Ok(mut outcome) => {
-            for line in std::mem::take(&mut outcome.trace) {
-                println!("{line}");
-            }
-            println!("seed {seed} kept every rule\n{outcome:#?}");
-            Ok(())
-        }
-        Err(failure) => bail!("{failure}"),
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "how long it took, on the development host"
-)]
-fn many(seeds: &Range<u64>) -> Result<()> {
-    let threads = std::thread::available_parallelism().map_or(1, Into::into);
-    let begun = Instant::now();
-    let result = sweep(seeds.start, seeds.end, threads, &Options::default());
-    if let Some(failure) = result.failure {
-        bail!("{failure}");
-    }
-    let total = &result.total;
-    println!(
-        "{} seeds kept every rule in {:.1} s: {} s simulated, {} datagrams and requests, \
-         {} outputs released ({} late), {} takeovers, {} hosts fenced, {} guests started",
-        result.passed,
-        begun.elapsed().as_secs_f64(),
-        total.time.0 / 1_000_000_000,
-        total.parcels,
-        total.releases,
-        total.late_releases,
-        total.takeovers,
-        total.fenced,
-        total.incarnations,
-    );
-    Ok(())
+    check(&mut command)
 }
