@@ -313,6 +313,12 @@ impl Chipset {
         Ok(self.perform(action))
     }
 
+    /// Whether IA32_APIC_BASE has the local APIC switched on: a processor without one says so in CPUID.
+    #[must_use]
+    pub const fn has_apic(&self) -> bool {
+        self.lapic.is_enabled()
+    }
+
     /// CR8, 0 … 15.
     #[must_use]
     pub const fn cr8(&self) -> u8 {

@@ -545,7 +545,9 @@ impl Lapic {
 
     // Priorities and delivery.
 
-    const fn is_enabled(&self) -> bool {
+    /// Whether IA32_APIC_BASE has it switched on.
+    #[must_use]
+    pub const fn is_enabled(&self) -> bool {
         self.base & spec::BASE_ENABLE != 0
     }
 

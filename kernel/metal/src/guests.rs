@@ -11,7 +11,7 @@ use chacha20::rand_core::{Rng, SeedableRng};
 use devices::acpi_pm::TimerWidth;
 use devices::chipset;
 use vmm::board::Kind;
-use vmm::config::{Config, Console, Guest, Log};
+use vmm::config::{Config, Console, Cpu, Guest, Log};
 use vmm::cpu::Vcpu;
 use vmm::host::Host;
 use vmm::load::{GuestFiles, load};
@@ -19,7 +19,7 @@ use vmm::log::header::Header;
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestMemory;
 use vmm::nondet::{Door, Mode, Question};
-use vmm::profile::{Leaf, Profile};
+use vmm::profile::{Leaf, Level, Profile};
 use vmm::replay::Progress;
 use vmm::report::{Dump, Exits};
 
@@ -110,15 +110,6 @@ fn run_on<B: Backend>(
     if config.test.random_states != 0 {
         vt::try_random_states(&backend, config.test.random_states);
     }
-    let profile = Profile::new(&|leaf, subleaf| {
-        let answer = x86::cpuid(leaf, subleaf);
-        Leaf {
-            eax: answer.eax,
-            ebx: answer.ebx,
-            ecx: answer.ecx,
-            edx: answer.edx,
-        }
-    });
     let mut outcome = Outcome::Success;
     let mut running = Vec::with_capacity(config.guests.len());
     // Guests that can ask to be started again need their files, and a log that is followed is one.
@@ -130,7 +121,6 @@ fn run_on<B: Backend>(
         backend: &backend,
         archive: Some(archive),
         config,
-        profile: &profile,
         host: &mut host,
     };
     for guest in &config.guests {
@@ -269,13 +259,13 @@ struct Room<'a, B: Backend> {
     backend: &'a B,
     archive: Option<Archive>,
     config: &'a Config,
-    profile: &'a Profile,
     host: &'a mut BareMetal,
 }
 
 impl<B: Backend> Room<'_, B> {
     fn start<'g>(&mut self, guest: &'g Guest, kept: Kept) -> Result<Running<'g, B>, String> {
         let archive = self.archive.as_ref().ok_or("its files are gone")?;
+        let profile = profile(guest)?;
         let mut memory = GuestRam::new(guest.memory_mib << 20).map_err(|error| {
             format!(
                 "vm.memory_mib: {} KiB wanted, {} KiB free",
@@ -286,11 +276,6 @@ impl<B: Backend> Room<'_, B> {
         let state = load(&guest.image, archive, &mut memory).map_err(|error| error.to_string())?;
         let mut vcpu = self.backend.new_vcpu().map_err(|error| error.to_string())?;
         vcpu.restore(&state);
-        let profile = if guest.test_devices {
-            self.profile.clone()
-        } else {
-            self.profile.clone().with_local_apic()
-        };
         let header = || {
             Header::of(guest, &profile, vcpu.counter(), &memory, &state)
                 .map_err(|_| "its memory cannot be read".to_string())
@@ -436,6 +421,32 @@ fn machine<V: Vcpu<Memory = GuestRam>>(
         door,
         limits,
     )
+}
+
+/// The processor of a guest.
+fn profile(guest: &Guest) -> Result<Profile, String> {
+    let host = |leaf, subleaf| {
+        let answer = x86::cpuid(leaf, subleaf);
+        Leaf {
+            eax: answer.eax,
+            ebx: answer.ebx,
+            ecx: answer.ecx,
+            edx: answer.edx,
+        }
+    };
+    let level = match guest.cpu {
+        Cpu::Level(level) => Ok(level),
+        Cpu::Best => Level::best(&host),
+    };
+    let profile = level
+        .and_then(|level| Profile::new(level, &host))
+        .map_err(|missing| format!("vm.cpu: {missing}"))?;
+    log::info!("vm {}: its processor is {}", guest.name, profile.level());
+    Ok(if guest.test_devices {
+        profile
+    } else {
+        profile.with_local_apic()
+    })
 }
 
 /// The chips of a guest that has a PC's.

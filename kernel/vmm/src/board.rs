@@ -210,6 +210,12 @@ impl Board {
 
     // MSRs.
 
+    /// Whether there is a local APIC and it is not switched off.
+    #[must_use]
+    pub fn has_apic(&self) -> bool {
+        self.chipset.as_ref().is_some_and(|chips| chips.has_apic())
+    }
+
     /// Whether a device has this MSR.
     #[must_use]
     pub fn has_msr(&self, number: u32) -> bool {

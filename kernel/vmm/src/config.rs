@@ -13,6 +13,8 @@ use core::ops::Range;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::profile::Level;
+
 /// Guests that one host can be given.
 pub const MAX_GUESTS: usize = 64;
 /// Most RAM of a guest, in MiB: what lies below the guest's device addresses.
@@ -109,6 +111,16 @@ pub enum Console {
     Serial,
 }
 
+/// Which processor a guest is shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cpu {
+    /// This one; a host that is less does not start the guest.
+    Level(Level),
+    /// The highest level the host has.
+    #[default]
+    Best,
+}
+
 /// Whether a guest's log is kept or followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Log {
@@ -131,6 +143,8 @@ pub struct Guest {
     pub name: String,
     /// RAM in MiB, 1 … [`MAX_MEMORY_MIB`].
     pub memory_mib: u64,
+    /// Its processor.
+    pub cpu: Cpu,
     /// What is started.
     pub image: Image,
     /// The devices test guests need are present, instead of the chips of a PC.
@@ -261,6 +275,7 @@ struct HostTable {
 struct VmTable {
     name: Spanned<String>,
     memory_mib: Spanned<u64>,
+    cpu: Option<Spanned<String>>,
     kernel: Spanned<String>,
     format: Spanned<String>,
     initrd: Option<Spanned<String>>,
@@ -445,6 +460,7 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
     Ok(Guest {
         name,
         memory_mib,
+        cpu: cpu(check, table)?,
         image,
         test_devices: table.test_devices,
         console: console(check, table)?,
@@ -463,6 +479,21 @@ fn log_of(check: &Checker<'_>, table: &VmTable) -> Result<Log, ConfigError> {
         (Some(_), Some(replay)) => {
             let message = "vm.replay: a guest that is replayed cannot be recorded";
             Err(check.error(replay.span(), message))
+        }
+    }
+}
+
+fn cpu(check: &Checker<'_>, table: &VmTable) -> Result<Cpu, ConfigError> {
+    let Some(word) = &table.cpu else {
+        return Ok(Cpu::Best);
+    };
+    match word.get_ref().as_str() {
+        "best" => Ok(Cpu::Best),
+        "x86-64-v2" => Ok(Cpu::Level(Level::V2)),
+        "x86-64-v3" => Ok(Cpu::Level(Level::V3)),
+        other => {
+            let message = format!("vm.cpu: {other:?} is none of best, x86-64-v2, x86-64-v3");
+            Err(check.error(word.span(), message))
         }
     }
 }
@@ -736,6 +767,27 @@ load_address = 0x7c00
         assert!(error(&initrd).contains("vm.initrd: a flat image"));
         let long = "x".repeat(MAX_CMDLINE + 1);
         assert!(error(&with("a b", &long)).contains("vm.cmdline: longer than 2048"));
+    }
+
+    #[test]
+    fn a_guest_has_the_best_processor_or_the_one_it_is_given() {
+        let cpu = |word: &str| {
+            let line = format!("\"multiboot\"\ncpu = {word}\n");
+            Config::parse(&with("\"multiboot\"\n", &line)).map(|config| config.guests[0].cpu)
+        };
+        assert_eq!(
+            Config::parse(GOOD).map(|config| config.guests[0].cpu),
+            Ok(Cpu::Best)
+        );
+        assert_eq!(cpu("\"best\""), Ok(Cpu::Best));
+        assert_eq!(cpu("\"x86-64-v2\""), Ok(Cpu::Level(Level::V2)));
+        assert_eq!(cpu("\"x86-64-v3\""), Ok(Cpu::Level(Level::V3)));
+        let error = |word| cpu(word).expect_err("is wrong").to_string();
+        assert_eq!(
+            error("\"x86-64-v4\""),
+            "duet.toml line 10: vm.cpu: \"x86-64-v4\" is none of best, x86-64-v2, x86-64-v3"
+        );
+        assert!(error("3").starts_with("duet.toml line 10: "));
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! What processor the guest believes it has: CPUID as a fixed table, and the bits of control registers
 //! that follow from it.
 //!
-//! The table is an allow-list, made once at power-on. What it hides is in `docs/determinism.md`: whatever
-//! could show a guest something that is not a function of the log.
+//! The table is made of a level and of who made the host's processor: which family, model and stepping it is, because
+//! operating systems know errata by them. Two such hosts give equal tables; one that lacks a feature of the level is
+//! refused. What the table hides is in `docs/determinism.md`: whatever could show a guest something that is not a
+//! function of the log.
 
 use alloc::vec::Vec;
+use core::fmt;
 
 use arch::regs::{Cr0, Cr4, Efer, Xcr0};
 
@@ -20,78 +23,130 @@ pub struct Leaf {
     pub edx: u32,
 }
 
-const LEAF_1_ECX: u32 = 1 << 0 // SSE3
-    | 1 << 1 // PCLMULQDQ
-    | 1 << 9 // SSSE3
-    | 1 << 12 // FMA
-    | 1 << 13 // CMPXCHG16B
-    | 1 << 19 // SSE4.1
-    | 1 << 20 // SSE4.2
-    | 1 << 22 // MOVBE
-    | 1 << 23 // POPCNT
-    | 1 << 25 // AES
-    | 1 << 26 // XSAVE
-    | 1 << 28 // AVX
-    | 1 << 29; // F16C
-const LEAF_1_ECX_XSAVE: u32 = 1 << 26;
+/// What a guest's processor can do, by the names of the x86-64 psABI (version 1.0, table 3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// x86-64-v2, and what all such processors have.
+    V2,
+    /// x86-64-v3, and what servers since Intel's Broadwell and AMD's Zen have.
+    V3,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V2 => "x86-64-v2",
+            Self::V3 => "x86-64-v3",
+        })
+    }
+}
+
+/// A host's processor lacks a feature of the level its guest is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The level.
+    pub level: Level,
+    /// The feature.
+    pub feature: &'static str,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "this host's processor is not {}: it lacks {}",
+            self.level, self.feature
+        )
+    }
+}
+
+impl core::error::Error for Missing {}
+
+/// The registers in which CPUID tells features.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Register {
+    OneEcx,
+    OneEdx,
+    SevenEbx,
+    ExtendedEcx,
+    ExtendedEdx,
+}
+
+/// A feature: the lowest level that has it, where it is told, its name.
+struct Feature(Level, Register, u32, &'static str);
+
+use Level::{V2, V3};
+use Register::{ExtendedEcx, ExtendedEdx, OneEcx, OneEdx, SevenEbx};
+
+/// All that a guest is shown of what the host can do. Marked with a star: not of the psABI's level.
+const FEATURES: [Feature; 44] = [
+    Feature(V2, OneEdx, 0, "FPU"),
+    Feature(V2, OneEdx, 2, "DE"),  // *
+    Feature(V2, OneEdx, 3, "PSE"), // *
+    Feature(V2, OneEdx, 4, "TSC"), // *
+    Feature(V2, OneEdx, 5, "MSR"), // *
+    Feature(V2, OneEdx, 6, "PAE"), // *
+    Feature(V2, OneEdx, 8, "CMPXCHG8B"),
+    Feature(V2, OneEdx, 11, "SYSENTER"), // *
+    Feature(V2, OneEdx, 13, "PGE"),      // *
+    Feature(V2, OneEdx, 15, "CMOV"),
+    Feature(V2, OneEdx, 16, "PAT"),     // *
+    Feature(V2, OneEdx, 17, "PSE-36"),  // *
+    Feature(V2, OneEdx, 19, "CLFLUSH"), // *
+    Feature(V2, OneEdx, 23, "MMX"),
+    Feature(V2, OneEdx, 24, "FXSR"),
+    Feature(V2, OneEdx, 25, "SSE"),
+    Feature(V2, OneEdx, 26, "SSE2"),
+    Feature(V2, OneEcx, 0, "SSE3"),
+    Feature(V2, OneEcx, 9, "SSSE3"),
+    Feature(V2, OneEcx, 13, "CMPXCHG16B"),
+    Feature(V2, OneEcx, 19, "SSE4.1"),
+    Feature(V2, OneEcx, 20, "SSE4.2"),
+    Feature(V2, OneEcx, 23, "POPCNT"),
+    Feature(V2, ExtendedEcx, 0, "LAHF"),
+    Feature(V2, ExtendedEdx, 11, "SYSCALL"),
+    Feature(V2, ExtendedEdx, 20, "NX"),     // *
+    Feature(V2, ExtendedEdx, 27, "RDTSCP"), // *
+    Feature(V2, ExtendedEdx, 29, "long mode"),
+    Feature(V3, OneEcx, 1, "PCLMULQDQ"), // *
+    Feature(V3, OneEcx, 12, "FMA"),
+    Feature(V3, OneEcx, 22, "MOVBE"),
+    Feature(V3, OneEcx, 25, "AES"), // *
+    Feature(V3, OneEcx, 26, "XSAVE"),
+    Feature(V3, OneEcx, 28, "AVX"),
+    Feature(V3, OneEcx, 29, "F16C"),
+    Feature(V3, SevenEbx, 0, "FSGSBASE"), // *
+    Feature(V3, SevenEbx, 3, "BMI1"),
+    Feature(V3, SevenEbx, 5, "AVX2"),
+    Feature(V3, SevenEbx, 7, "SMEP"), // *
+    Feature(V3, SevenEbx, 8, "BMI2"),
+    Feature(V3, SevenEbx, 19, "ADX"),  // *
+    Feature(V3, SevenEbx, 20, "SMAP"), // *
+    Feature(V3, ExtendedEcx, 5, "LZCNT"),
+    Feature(V3, ExtendedEdx, 26, "1 GiB pages"), // *
+];
+
 const LEAF_1_ECX_OSXSAVE: u32 = 1 << 27;
-const LEAF_1_ECX_AVX: u32 = 1 << 28;
 const LEAF_1_ECX_X2APIC: u32 = 1 << 21;
 const LEAF_1_ECX_TSC_DEADLINE: u32 = 1 << 24;
-const LEAF_1_EDX_APIC: u32 = 1 << 9;
 const LEAF_1_ECX_HYPERVISOR: u32 = 1 << 31;
-/// VEX-encoded extensions that make no sense without AVX: FMA and F16C.
-const LEAF_1_ECX_NEEDS_AVX: u32 = LEAF_1_ECX_AVX | 1 << 12 | 1 << 29;
-const LEAF_1_EDX: u32 = 1 << 0 // FPU
-    | 1 << 1 // VME
-    | 1 << 2 // DE
-    | 1 << 3 // PSE
-    | 1 << 4 // TSC
-    | 1 << 5 // MSR
-    | 1 << 6 // PAE
-    | 1 << 8 // CMPXCHG8B
-    | 1 << 11 // SYSENTER
-    | 1 << 13 // PGE
-    | 1 << 15 // CMOV
-    | 1 << 16 // PAT
-    | 1 << 17 // PSE-36
-    | 1 << 19 // CLFLUSH
-    | 1 << 23 // MMX
-    | 1 << 24 // FXSR
-    | 1 << 25 // SSE
-    | 1 << 26; // SSE2
-const LEAF_7_EBX: u32 = 1 << 0 // FSGSBASE
-    | 1 << 3 // BMI1
-    | 1 << 5 // AVX2
-    | 1 << 6 // FDP_EXCPTN_ONLY: a deficiency, shown so that it is known
-    | 1 << 7 // SMEP
-    | 1 << 8 // BMI2
-    | 1 << 9 // ERMS
-    | 1 << 13 // FPU CS/DS deprecated: likewise
-    | 1 << 19 // ADX
-    | 1 << 20 // SMAP
-    | 1 << 23 // CLFLUSHOPT
-    | 1 << 29; // SHA
-/// IA32_TSC_ADJUST, which costs nothing to have: with it Linux trusts the time-stamp counter without a watchdog.
-const LEAF_7_EBX_TSC_ADJUST: u32 = 1 << 1;
-const LEAF_7_EBX_AVX2: u32 = 1 << 5;
-const LEAF_7_EDX: u32 = 1 << 4; // FSRM
-const EXT_1_ECX: u32 = 1 << 0 // LAHF in 64-bit mode
-    | 1 << 5 // LZCNT
-    | 1 << 6 // SSE4A
-    | 1 << 7 // misaligned SSE
-    | 1 << 8; // PREFETCHW
-const EXT_1_EDX: u32 = LEAF_1_EDX & 0x0183_f3ff // AMD repeats these
-    | 1 << 11 // SYSCALL
-    | 1 << 20 // NX
-    | 1 << 22 // MMX extensions
-    | 1 << 26 // 1 GiB pages
-    | 1 << 27 // RDTSCP
-    | 1 << 29; // long mode
-const EXT_1_EDX_NX: u32 = 1 << 20;
+const LEAF_1_EDX_APIC: u32 = 1 << 9;
+/// One logical processor with APIC id 0; CLFLUSH works on 64 bytes, as on all x86-64 processors.
+const LEAF_1_EBX: u32 = 1 << 16 | 8 << 8;
+const LEAF_7_EBX: u32 = 1 << 1 // TSC_ADJUST, which costs nothing: with it Linux trusts the counter without a watchdog
+    | 1 << 6 // FDP_EXCPTN_ONLY and
+    | 1 << 13; // FPU CS/DS deprecated: less to rely on, whatever the host does
+/// Bits of leaf 1 EDX that AMD's processors repeat in leaf 0x8000_0001.
+const EXTENDED_EDX_REPEATED: u32 = 0x0183_f3ff;
 const EXT_7_EDX_INVARIANT_TSC: u32 = 1 << 8;
-/// More physical address bits than any guest's memory and devices need.
-const MAX_PHYSICAL_BITS: u32 = 40;
+/// As few physical address bits as an x86-64 processor has; more than any guest's memory and devices need.
+const PHYSICAL_BITS: u32 = 36;
+/// The XSAVE area with AVX state, in the standard format.
+const XSAVE_BYTES: u32 = 832;
+/// The same without.
+const XSAVE_LEGACY_BYTES: u32 = 576;
+/// The states that a guest may have, of those whose layout never changes.
+const XCR0_V3: Xcr0 = Xcr0::X87.union(Xcr0::SSE).union(Xcr0::AVX);
 
 /// "DuetDuetDuet" in EBX, ECX, EDX.
 const SIGNATURE: u32 = u32::from_le_bytes(*b"Duet");
@@ -99,33 +154,122 @@ const HYPERVISOR_LEAF: u32 = 0x4000_0000;
 const BRAND: &[u8; 48] =
     b"Duet virtual processor\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
+/// What two answers of CPUID depend on besides the leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dynamic {
+    /// The guest's CR4.
+    pub cr4: Cr4,
+    /// The guest's XCR0.
+    pub xcr0: Xcr0,
+    /// The local APIC, if there is one, is not switched off in IA32_APIC_BASE.
+    pub apic: bool,
+}
+
 /// The profile of one guest's processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
+    level: Level,
     /// Sorted by leaf, then subleaf.
     leaves: Vec<(u32, u32, Leaf)>,
     max_basic: Leaf,
-    xcr0: Xcr0,
     cr4: Cr4,
-    efer: Efer,
+}
+
+impl Level {
+    /// The highest level that a host has, by what its CPUID answers to `(leaf, subleaf)`.
+    ///
+    /// # Errors
+    ///
+    /// What it lacks of the lowest.
+    pub fn best(host: &dyn Fn(u32, u32) -> Leaf) -> Result<Self, Missing> {
+        Self::V3.check(host).or_else(|_| Self::V2.check(host))
+    }
+
+    fn check(self, host: &dyn Fn(u32, u32) -> Leaf) -> Result<Self, Missing> {
+        let missing = |feature| Missing {
+            level: self,
+            feature,
+        };
+        let words = Words::of(host);
+        for feature in self.features() {
+            if words.get(feature.1) >> feature.2 & 1 == 0 {
+                return Err(missing(feature.3));
+            }
+        }
+        // A host under another hypervisor may have the instructions and not the state.
+        let states = Xcr0::from_bits_retain(u64::from(host(0xd, 0).eax));
+        if self >= V3 && !states.contains(XCR0_V3) {
+            return Err(missing("AVX state"));
+        }
+        Ok(self)
+    }
+
+    fn features(self) -> impl Iterator<Item = &'static Feature> {
+        FEATURES.iter().filter(move |feature| feature.0 <= self)
+    }
+}
+
+/// CPUID's feature words.
+#[derive(Clone, Copy, Debug, Default)]
+struct Words {
+    one: Leaf,
+    seven: Leaf,
+    extended: Leaf,
+}
+
+impl Words {
+    fn of(host: &dyn Fn(u32, u32) -> Leaf) -> Self {
+        let seven = host(0, 0).eax >= 7;
+        Self {
+            one: host(1, 0),
+            seven: if seven { host(7, 0) } else { Leaf::default() },
+            extended: host(0x8000_0001, 0),
+        }
+    }
+
+    const fn get(&self, register: Register) -> u32 {
+        match register {
+            OneEcx => self.one.ecx,
+            OneEdx => self.one.edx,
+            SevenEbx => self.seven.ebx,
+            ExtendedEcx => self.extended.ecx,
+            ExtendedEdx => self.extended.edx,
+        }
+    }
+
+    const fn get_mut(&mut self, register: Register) -> &mut u32 {
+        match register {
+            OneEcx => &mut self.one.ecx,
+            OneEdx => &mut self.one.edx,
+            SevenEbx => &mut self.seven.ebx,
+            ExtendedEcx => &mut self.extended.ecx,
+            ExtendedEdx => &mut self.extended.edx,
+        }
+    }
 }
 
 impl Profile {
-    /// Makes the table from what the host's CPUID answers to `(leaf, subleaf)`.
-    #[must_use]
-    pub fn new(host: &dyn Fn(u32, u32) -> Leaf) -> Self {
-        let one = host(1, 0);
-        let has_xsave = one.ecx & LEAF_1_ECX_XSAVE != 0;
-        let xcr0 = if has_xsave {
-            Xcr0::from_bits_retain(u64::from(host(0xd, 0).eax))
-                & (Xcr0::X87 | Xcr0::SSE | Xcr0::AVX)
-        } else {
-            Xcr0::X87
-        };
-        let avx = xcr0.contains(Xcr0::AVX);
-        let mut leaves = Vec::new();
-        basic_leaves(&mut leaves, host, avx, xcr0);
-        extended_leaves(&mut leaves, host);
+    /// Makes the table of a level for a host whose CPUID answers so to `(leaf, subleaf)`.
+    ///
+    /// # Errors
+    ///
+    /// The first feature of the level that the host lacks.
+    pub fn new(level: Level, host: &dyn Fn(u32, u32) -> Leaf) -> Result<Self, Missing> {
+        level.check(host)?;
+        let mut words = Words::default();
+        for feature in level.features() {
+            *words.get_mut(feature.1) |= 1 << feature.2;
+        }
+        words.one.eax = host(1, 0).eax;
+        words.one.ebx = LEAF_1_EBX;
+        words.one.ecx |= LEAF_1_ECX_HYPERVISOR;
+        words.seven.ebx |= LEAF_7_EBX;
+        words.extended.eax = host(0x8000_0001, 0).eax;
+        if host(0x8000_0001, 0).edx & 1 != 0 {
+            words.extended.edx |= words.one.edx & EXTENDED_EDX_REPEATED;
+        }
+        let mut leaves = basic_leaves(level, host(0, 0), &words);
+        leaves.extend(extended_leaves(host(0x8000_0000, 0), &words));
         leaves.push((
             HYPERVISOR_LEAF,
             0,
@@ -138,22 +282,19 @@ impl Profile {
         ));
         leaves.sort_by_key(|(leaf, subleaf, _)| (*leaf, *subleaf));
         let mut profile = Self {
+            level,
             leaves,
             max_basic: Leaf::default(),
-            xcr0,
-            cr4: Cr4::empty(),
-            efer: Efer::empty(),
+            cr4: allowed_cr4(&words),
         };
         profile.max_basic = profile.find(0x16, 0).unwrap_or_default();
-        profile.cr4 = profile.allowed_cr4(has_xsave);
-        profile.efer = Efer::SCE | Efer::LME | Efer::LMA;
-        if profile
-            .find(0x8000_0001, 0)
-            .is_some_and(|l| l.edx & EXT_1_EDX_NX != 0)
-        {
-            profile.efer |= Efer::NXE;
-        }
-        profile
+        Ok(profile)
+    }
+
+    /// Its level.
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
     }
 
     /// The same processor with a local APIC that can be an x2APIC and whose timer takes TSC deadlines.
@@ -165,7 +306,7 @@ impl Profile {
                     answer.ecx |= LEAF_1_ECX_X2APIC | LEAF_1_ECX_TSC_DEADLINE;
                     answer.edx |= LEAF_1_EDX_APIC;
                 }
-                0x8000_0001 if answer.edx & EXT_1_EDX & LEAF_1_EDX != 0 => {
+                0x8000_0001 if answer.edx & EXTENDED_EDX_REPEATED != 0 => {
                     answer.edx |= LEAF_1_EDX_APIC;
                 }
                 _ => {}
@@ -188,31 +329,6 @@ impl Profile {
         sizes.eax as u8
     }
 
-    fn allowed_cr4(&self, has_xsave: bool) -> Cr4 {
-        let mut cr4 = Cr4::TSD | Cr4::PCE;
-        let one = self.find(1, 0).unwrap_or_default().edx;
-        // CPUID.1:EDX says which of the older features exist (SDM 3 2.5).
-        for (bit, flags) in [
-            (1, Cr4::VME | Cr4::PVI),
-            (2, Cr4::DE),
-            (3, Cr4::PSE),
-            (6, Cr4::PAE),
-            (13, Cr4::PGE),
-            (24, Cr4::OSFXSR),
-            (25, Cr4::OSXMMEXCPT),
-        ] {
-            if one >> bit & 1 != 0 {
-                cr4 |= flags;
-            }
-        }
-        let seven = self.find(7, 0).unwrap_or_default();
-        cr4.set(Cr4::OSXSAVE, has_xsave);
-        cr4.set(Cr4::FSGSBASE, seven.ebx & 1 != 0);
-        cr4.set(Cr4::SMEP, seven.ebx & (1 << 7) != 0);
-        cr4.set(Cr4::SMAP, seven.ebx & (1 << 20) != 0);
-        cr4
-    }
-
     #[inline]
     fn find(&self, leaf: u32, subleaf: u32) -> Option<Leaf> {
         self.leaves
@@ -221,9 +337,9 @@ impl Profile {
             .map(|(_, _, r)| *r)
     }
 
-    /// What CPUID answers, given the guest's CR4 and XCR0, on which two answers depend.
+    /// What CPUID answers. Whether it depends on what can change, [`depends`] says.
     #[must_use]
-    pub fn cpuid(&self, leaf: u32, subleaf: u32, cr4: Cr4, xcr0: Xcr0) -> Leaf {
+    pub fn cpuid(&self, leaf: u32, subleaf: u32, dynamic: Dynamic) -> Leaf {
         let indexed = matches!(leaf, 7 | 0xd);
         let Some(mut answer) = self.find(leaf, if indexed { subleaf } else { 0 }) else {
             // Above the last basic leaf, and in ranges that do not exist, a processor answers the
@@ -237,11 +353,14 @@ impl Profile {
                 self.max_basic
             };
         };
-        if leaf == 1 && cr4.contains(Cr4::OSXSAVE) {
+        if leaf == 1 && dynamic.cr4.contains(Cr4::OSXSAVE) {
             answer.ecx |= LEAF_1_ECX_OSXSAVE;
         }
-        if leaf == 0xd && subleaf == 0 {
-            answer.ebx = if xcr0.contains(Xcr0::AVX) { 832 } else { 576 };
+        if matches!(leaf, 1 | 0x8000_0001) && !dynamic.apic {
+            answer.edx &= !LEAF_1_EDX_APIC;
+        }
+        if leaf == 0xd && subleaf == 0 && dynamic.xcr0.contains(Xcr0::AVX) {
+            answer.ebx = XSAVE_BYTES;
         }
         answer
     }
@@ -249,7 +368,10 @@ impl Profile {
     /// XCR0 bits that exist.
     #[must_use]
     pub const fn xcr0(&self) -> Xcr0 {
-        self.xcr0
+        match self.level {
+            V2 => Xcr0::X87,
+            V3 => XCR0_V3,
+        }
     }
 
     /// CR4 bits that exist.
@@ -261,7 +383,7 @@ impl Profile {
     /// EFER bits that exist.
     #[must_use]
     pub const fn efer(&self) -> Efer {
-        self.efer
+        Efer::SCE.union(Efer::LME).union(Efer::LMA).union(Efer::NXE)
     }
 
     /// CR0 bits that exist.
@@ -281,128 +403,105 @@ impl Profile {
     }
 }
 
-fn basic_leaves(
-    leaves: &mut Vec<(u32, u32, Leaf)>,
-    host: &dyn Fn(u32, u32) -> Leaf,
-    avx: bool,
-    xcr0: Xcr0,
-) {
-    leaves.push((
-        0,
-        0,
-        Leaf {
-            eax: 0x16,
-            ..host(0, 0)
-        },
-    ));
-    let one = host(1, 0);
-    let mut ecx = one.ecx & LEAF_1_ECX;
-    if !avx {
-        ecx &= !LEAF_1_ECX_NEEDS_AVX;
-    }
-    leaves.push((
-        1,
-        0,
-        Leaf {
-            eax: one.eax,
-            // One logical processor with APIC id 0; CLFLUSH line size as the host's.
-            ebx: (one.ebx & 0xff00) | 1 << 16,
-            ecx: ecx | LEAF_1_ECX_HYPERVISOR,
-            edx: one.edx & LEAF_1_EDX,
-        },
-    ));
-    let seven = if host(0, 0).eax >= 7 {
-        host(7, 0)
-    } else {
-        Leaf::default()
-    };
-    let mut ebx = seven.ebx & LEAF_7_EBX;
-    if !avx {
-        ebx &= !LEAF_7_EBX_AVX2;
-    }
-    leaves.push((
-        7,
-        0,
-        Leaf {
-            eax: 0,
-            ebx: ebx | LEAF_7_EBX_TSC_ADJUST,
-            ecx: 0,
-            edx: seven.edx & LEAF_7_EDX,
-        },
-    ));
-    if one.ecx & LEAF_1_ECX_XSAVE != 0 {
-        let size = if avx { 832 } else { 576 };
-        leaves.push((
-            0xd,
-            0,
-            Leaf {
-                eax: xcr0.bits() as u32,
-                ebx: 576,
-                ecx: size,
-                edx: 0,
-            },
-        ));
-        leaves.push((0xd, 1, Leaf::default()));
-        if avx {
-            leaves.push((
-                0xd,
-                2,
-                Leaf {
-                    eax: 256,
-                    ebx: 576,
-                    ecx: 0,
-                    edx: 0,
-                },
-            ));
-        }
-    }
-    let mhz = (GUEST_TSC_HZ / 1_000_000) as u32;
-    leaves.push((
-        0x15,
-        0,
-        Leaf {
-            eax: 1,
-            ebx: 1,
-            // The crystal clocks the local APIC's timer too (SDM 3 11.5.4).
-            ecx: GUEST_TSC_HZ as u32,
-            edx: 0,
-        },
-    ));
-    leaves.push((
-        0x16,
-        0,
-        Leaf {
-            eax: mhz,
-            ebx: mhz,
-            ecx: 100,
-            edx: 0,
-        },
-    ));
+/// Whether the answer of a leaf depends on [`Dynamic`] state.
+#[must_use]
+pub const fn depends(leaf: u32) -> bool {
+    matches!(leaf, 1 | 0xd | 0x8000_0001)
 }
 
-fn extended_leaves(leaves: &mut Vec<(u32, u32, Leaf)>, host: &dyn Fn(u32, u32) -> Leaf) {
-    let zero = host(0x8000_0000, 0);
-    leaves.push((
-        0x8000_0000,
-        0,
-        Leaf {
-            eax: 0x8000_0008,
-            ..zero
-        },
-    ));
-    let one = host(0x8000_0001, 0);
-    leaves.push((
-        0x8000_0001,
-        0,
-        Leaf {
-            eax: one.eax,
-            ebx: 0,
-            ecx: one.ecx & EXT_1_ECX,
-            edx: one.edx & EXT_1_EDX,
-        },
-    ));
-    let (words, _) = BRAND.as_chunks::<4>();
-    for (leaf, text) in (0x8000_0002..).zip(words.chunks_exact(4)) {
+/// Which CR4 bits exist when these features do (SDM 3 2.5).
+fn allowed_cr4(words: &Words) -> Cr4 {
+    let mut cr4 = Cr4::TSD | Cr4::PCE;
+    for (register, bit, flags) in [
+        (OneEdx, 2, Cr4::DE),
+        (OneEdx, 3, Cr4::PSE),
+        (OneEdx, 6, Cr4::PAE),
+        (OneEdx, 13, Cr4::PGE),
+        (OneEdx, 24, Cr4::OSFXSR),
+        (OneEdx, 25, Cr4::OSXMMEXCPT),
+        (OneEcx, 26, Cr4::OSXSAVE),
+        (SevenEbx, 0, Cr4::FSGSBASE),
+        (SevenEbx, 7, Cr4::SMEP),
+        (SevenEbx, 20, Cr4::SMAP),
+    ] {
+        if words.get(register) >> bit & 1 != 0 {
+            cr4 |= flags;
+        }
+    }
+    cr4
+}
+
+type Row = (u32, u32, Leaf);
+
+fn basic_leaves(level: Level, vendor: Leaf, words: &Words) -> Vec<Row> {
+    let registers = |eax, ebx, ecx| Leaf {
+        eax,
+        ebx,
+        ecx,
+        edx: 0,
+    };
+    let mhz = (GUEST_TSC_HZ / 1_000_000) as u32;
+    let mut leaves = alloc::vec![
+        (
+            0,
+            0,
+            Leaf {
+                eax: 0x16,
+                ..vendor
+            }
+        ),
+        (1, 0, words.one),
+        (7, 0, words.seven),
+        // The crystal clocks the local APIC's timer too (SDM 3 11.5.4).
+        (0x15, 0, registers(1, 1, GUEST_TSC_HZ as u32)),
+        (0x16, 0, registers(mhz, mhz, 100)),
+    ];
+    if level >= V3 {
+        let states = XCR0_V3.bits() as u32;
+        leaves.extend([
+            (0xd, 0, registers(states, XSAVE_LEGACY_BYTES, XSAVE_BYTES)),
+            (0xd, 1, Leaf::default()),
+            // AVX state: its size and where it is.
+            (
+                0xd,
+                2,
+                registers(XSAVE_BYTES - XSAVE_LEGACY_BYTES, XSAVE_LEGACY_BYTES, 0),
+            ),
+        ]);
+    }
+    leaves
+}
+
+fn extended_leaves(vendor: Leaf, words: &Words) -> Vec<Row> {
+    let mut leaves = alloc::vec![
+        (
+            0x8000_0000,
+            0,
+            Leaf {
+                eax: 0x8000_0008,
+                ..vendor
+            }
+        ),
+        (0x8000_0001, 0, words.extended),
+        (
+            0x8000_0007,
+            0,
+            Leaf {
+                edx: EXT_7_EDX_INVARIANT_TSC,
+                ..Leaf::default()
+            }
+        ),
+        (
+            0x8000_0008,
+            0,
+            Leaf {
+                eax: 48 << 8 | PHYSICAL_BITS,
+                ..Leaf::default()
+            }
+        ),
+    ];
+    let (brand, _) = BRAND.as_chunks::<4>();
+    for (leaf, text) in (0x8000_0002..).zip(brand.chunks_exact(4)) {
         let word = |i: usize| text.get(i).map_or(0, |w| u32::from_le_bytes(*w));
         leaves.push((
             leaf,
@@ -415,144 +514,8 @@ fn extended_leaves(leaves: &mut Vec<(u32, u32, Leaf)>, host: &dyn Fn(u32, u32) -
             },
         ));
     }
-    leaves.push((
-        0x8000_0007,
-        0,
-        Leaf {
-            edx: EXT_7_EDX_INVARIANT_TSC,
-            ..Leaf::default()
-        },
-    ));
-    let sizes = if zero.eax >= 0x8000_0008 {
-        host(0x8000_0008, 0).eax
-    } else {
-        0x3024
-    };
-    let physical = (sizes & 0xff).min(MAX_PHYSICAL_BITS);
-    leaves.push((
-        0x8000_0008,
-        0,
-        Leaf {
-            eax: 48 << 8 | physical,
-            ..Leaf::default()
-        },
-    ));
+    leaves
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn everything(leaf: u32, _: u32) -> Leaf {
-        match leaf {
-            0 => Leaf {
-                eax: 0x20,
-                ebx: 1,
-                ecx: 2,
-                edx: 3,
-            },
-            0x8000_0000 => Leaf {
-                eax: 0x8000_0020,
-                ebx: 1,
-                ecx: 2,
-                edx: 3,
-            },
-            0x8000_0008 => Leaf {
-                eax: 0x3934,
-                ..Leaf::default()
-            },
-            _ => Leaf {
-                eax: !0,
-                ebx: !0,
-                ecx: !0,
-                edx: !0,
-            },
-        }
-    }
-
-    fn ask(profile: &Profile, leaf: u32, subleaf: u32) -> Leaf {
-        profile.cpuid(leaf, subleaf, Cr4::empty(), Xcr0::X87)
-    }
-
-    #[test]
-    fn what_could_break_lockstep_is_hidden() {
-        let p = Profile::new(&everything);
-        let one = ask(&p, 1, 0);
-        for bit in [3, 5, 6, 15, 17, 21, 24, 30] {
-            // MONITOR, VMX, SMX, PDCM, PCID, x2APIC, TSC-deadline, RDRAND
-            assert_eq!(one.ecx >> bit & 1, 0, "leaf 1 ECX bit {bit}");
-        }
-        let seven = ask(&p, 7, 0);
-        for bit in [2, 4, 10, 11, 14, 16, 18] {
-            // SGX, HLE, INVPCID, RTM, MPX, AVX-512F, RDSEED
-            assert_eq!(seven.ebx >> bit & 1, 0, "leaf 7 EBX bit {bit}");
-        }
-        assert_eq!(seven.ecx, 0);
-        assert_eq!(ask(&p, 0xd, 1), Leaf::default());
-        assert_eq!(ask(&p, 0xa, 0), Leaf::default());
-        assert_eq!(ask(&p, 0x8000_0001, 0).ecx & 1 << 2, 0, "SVM");
-        assert_eq!(p.xcr0(), Xcr0::X87 | Xcr0::SSE | Xcr0::AVX);
-    }
-
-    #[test]
-    fn the_hypervisor_shows_itself() {
-        let p = Profile::new(&everything);
-        assert_eq!(ask(&p, 1, 0).ecx >> 31, 1);
-        let leaf = ask(&p, 0x4000_0000, 0);
-        assert_eq!(leaf.ebx.to_le_bytes(), *b"Duet");
-        assert_eq!(leaf.eax, 0x4000_0000);
-    }
-
-    #[test]
-    fn dynamic_bits_follow_the_guests_registers() {
-        let p = Profile::new(&everything);
-        assert_eq!(ask(&p, 1, 0).ecx & LEAF_1_ECX_OSXSAVE, 0);
-        let on = p.cpuid(1, 0, Cr4::OSXSAVE, Xcr0::X87);
-        assert_ne!(on.ecx & LEAF_1_ECX_OSXSAVE, 0);
-        assert_eq!(p.cpuid(0xd, 0, Cr4::OSXSAVE, p.xcr0()).ebx, 832);
-        assert_eq!(ask(&p, 0xd, 0).ebx, 576);
-    }
-
-    #[test]
-    fn leaves_that_do_not_exist() {
-        let p = Profile::new(&everything);
-        assert_eq!(ask(&p, 0x17, 0), ask(&p, 0x16, 0));
-        assert_eq!(ask(&p, 0x8000_0009, 0), ask(&p, 0x16, 0));
-        assert_eq!(ask(&p, 3, 0), Leaf::default());
-        assert_eq!(ask(&p, 0x4000_0010, 0), Leaf::default());
-    }
-
-    #[test]
-    fn cr4_has_the_bits_whose_features_are_shown() {
-        assert!(
-            Profile::new(&everything)
-                .cr4()
-                .contains(Cr4::VME | Cr4::PVI | Cr4::SMEP)
-        );
-        let without_vme = |leaf: u32, sub: u32| {
-            let mut l = everything(leaf, sub);
-            if leaf == 1 {
-                l.edx &= !(1 << 1);
-            }
-            l
-        };
-        let cr4 = Profile::new(&without_vme).cr4();
-        assert!(!cr4.intersects(Cr4::VME | Cr4::PVI | Cr4::VMXE));
-        assert!(cr4.contains(Cr4::PAE | Cr4::DE));
-    }
-
-    #[test]
-    fn without_avx_nothing_that_needs_it_is_shown() {
-        let host = |leaf: u32, sub: u32| {
-            let mut l = everything(leaf, sub);
-            if leaf == 0xd {
-                l.eax = 3;
-            }
-            l
-        };
-        let p = Profile::new(&host);
-        assert_eq!(ask(&p, 1, 0).ecx & LEAF_1_ECX_NEEDS_AVX, 0);
-        assert_eq!(ask(&p, 7, 0).ebx & LEAF_7_EBX_AVX2, 0);
-        assert_eq!(ask(&p, 0xd, 2), Leaf::default());
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! CPUID, HLT, random numbers, hypercalls.
 
-use arch::regs::{Gpr, Rflags};
+use arch::regs::{Cr4, Gpr, Rflags, Xcr0};
 
 use super::Next;
 use crate::cpu::Vcpu;
@@ -8,24 +8,27 @@ use crate::emulate::write_sized;
 use crate::host::Host;
 use crate::machine::{Machine, Stop};
 use crate::nondet::Question;
+use crate::profile::{self, Dynamic};
 
 pub(crate) fn cpuid<V: Vcpu>(machine: &mut Machine<V>) -> Next {
     let gprs = machine.vcpu.gprs();
     let (leaf, subleaf) = (gprs[Gpr::Rax] as u32, gprs[Gpr::Rcx] as u32);
-    // Only two leaves depend on control registers; the others must not pay for reading them.
-    let answer = if matches!(leaf, 1 | 0xd) {
+    // Few leaves depend on registers; the others must not pay for reading them.
+    let dynamic = if profile::depends(leaf) {
         let control = machine.vcpu.control();
-        machine
-            .profile
-            .cpuid(leaf, subleaf, control.cr4, control.xcr0)
+        Dynamic {
+            cr4: control.cr4,
+            xcr0: control.xcr0,
+            apic: machine.board.has_apic(),
+        }
     } else {
-        machine.profile.cpuid(
-            leaf,
-            subleaf,
-            arch::regs::Cr4::empty(),
-            arch::regs::Xcr0::X87,
-        )
+        Dynamic {
+            cr4: Cr4::empty(),
+            xcr0: Xcr0::X87,
+            apic: true,
+        }
     };
+    let answer = machine.profile.cpuid(leaf, subleaf, dynamic);
     let gprs = machine.vcpu.gprs_mut();
     gprs[Gpr::Rax] = u64::from(answer.eax);
     gprs[Gpr::Rbx] = u64::from(answer.ebx);

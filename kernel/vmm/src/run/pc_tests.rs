@@ -13,7 +13,7 @@ use crate::config::Limits;
 use crate::cpu::PortAccess;
 use crate::machine::Operation;
 use crate::nondet::{Door, Mode};
-use crate::profile::Profile;
+use crate::profile::{Level, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::msr;
 use arch::regs::{CpuState, Gpr};
@@ -42,7 +42,9 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
         "pc".to_string(),
         ScriptedVcpu::new(CpuState::protected_mode(CODE), script),
         Ram::new(0x1_0000),
-        Profile::new(&host_cpuid).with_local_apic(),
+        Profile::new(Level::V3, &host_cpuid)
+            .unwrap()
+            .with_local_apic(),
         &Kind::Pc {
             chips,
             serial: true,

@@ -17,7 +17,7 @@ use crate::cpu::{CounterKind, PortAccess};
 use crate::log::{Entry, Input, Point, What};
 use crate::machine::Operation;
 use crate::nondet::{Door, Mode};
-use crate::profile::Profile;
+use crate::profile::{Level, Profile};
 use crate::random::Random;
 use crate::record::Recorder;
 use crate::replay::{Difference, Replayer};
@@ -46,7 +46,9 @@ fn pc(script: &[Step], mode: Mode) -> Machine<ScriptedVcpu> {
         "pc".to_string(),
         vcpu,
         Ram::new(0x1_0000),
-        Profile::new(&host_cpuid).with_local_apic(),
+        Profile::new(Level::V3, &host_cpuid)
+            .unwrap()
+            .with_local_apic(),
         &Kind::Pc {
             chips,
             serial: true,

@@ -9,7 +9,7 @@ use crate::config::Limits;
 use crate::cpu::{NestedFault, PortAccess};
 use crate::emulate::Bus;
 use crate::nondet::Door;
-use crate::profile::{Leaf, Profile};
+use crate::profile::{Leaf, Level, Profile};
 use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
 use arch::addr::{Gpa, Gva};
 use arch::msr;
@@ -52,7 +52,7 @@ fn machine(script: &[Step]) -> Machine<ScriptedVcpu> {
         "test".to_string(),
         vcpu,
         ram,
-        Profile::new(&host_cpuid),
+        Profile::new(Level::V3, &host_cpuid).unwrap(),
         &Kind::Test,
         Door::default(),
         Limits::default(),
