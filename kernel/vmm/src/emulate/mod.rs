@@ -6,6 +6,7 @@
 
 mod arithmetic;
 mod registers;
+mod shift;
 mod string;
 
 pub use registers::write_sized;
@@ -13,7 +14,7 @@ pub use registers::write_sized;
 use arch::addr::{Gpa, Gva, PAGE_SIZE};
 use arch::event::{Event, vector};
 use arch::regs::{Paging, Rflags, SegmentName};
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 
 use crate::code::{CodeContext, CodeError, MAX_INSTRUCTION, fetch};
 use crate::cpu::Vcpu;
@@ -207,9 +208,39 @@ impl<V: Vcpu, B: Bus> Execution<'_, V, B> {
             }
             Mnemonic::Cmpxchg => self.compare_exchange(i)?,
             Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => self.bit_test(i)?,
+            Mnemonic::Shl
+            | Mnemonic::Sal
+            | Mnemonic::Shr
+            | Mnemonic::Sar
+            | Mnemonic::Rol
+            | Mnemonic::Ror => self.shift(i)?,
+            _ if i.condition_code() != ConditionCode::None => self.conditional(i)?,
             other => self.arithmetic(i, other)?,
         }
         Ok(true)
+    }
+
+    fn shift(&mut self, i: &Instruction) -> Result<(), Stop> {
+        let (a, count) = (self.read_operand(i, 0)?, self.read_operand(i, 1)?);
+        let (result, flags) = shift::shift(i.mnemonic(), a, count, operand_size(i, 0)?, self.flags)
+            .ok_or(Stop::Unsupported)?;
+        self.write_operand(i, 0, result)?;
+        self.flags = flags;
+        Ok(())
+    }
+
+    /// SETcc and CMOVcc; the latter reads its source and writes its destination in either case (SDM 2A).
+    fn conditional(&mut self, i: &Instruction) -> Result<(), Stop> {
+        let holds = shift::holds(i.condition_code(), self.flags).ok_or(Stop::Unsupported)?;
+        let value = match (i.op_count(), i.op0_kind()) {
+            (1, OpKind::Memory) => u64::from(holds),
+            (2, OpKind::Register) => {
+                let (old, new) = (self.read_operand(i, 0)?, self.read_operand(i, 1)?);
+                if holds { new } else { old }
+            }
+            _ => return Err(Stop::Unsupported),
+        };
+        self.write_operand(i, 0, value)
     }
 
     fn arithmetic(&mut self, i: &Instruction, mnemonic: Mnemonic) -> Result<(), Stop> {
@@ -436,5 +467,7 @@ fn operand_size(i: &Instruction, n: u32) -> Result<u8, Stop> {
     }
 }
 
+#[cfg(test)]
+mod corpus;
 #[cfg(test)]
 mod tests;

@@ -8,13 +8,13 @@ use crate::testing::{Ram, ScriptedVcpu, control_long};
 use arch::regs::{CpuState, Gpr, Segment};
 
 /// Where the tests' device lies: one page behind the RAM.
-const DEVICE: u64 = 0x1_0000;
+pub(super) const DEVICE: u64 = 0x1_0000;
 const CODE: u64 = 0x4000;
 
 /// A page of registers, and a port that counts up.
-struct Device {
-    bytes: Vec<u8>,
-    accesses: Vec<(u64, u8, Option<u64>)>,
+pub(super) struct Device {
+    pub(super) bytes: Vec<u8>,
+    pub(super) accesses: Vec<(u64, u8, Option<u64>)>,
     ports: Vec<(u16, u8, Option<u32>)>,
 }
 
@@ -58,16 +58,16 @@ impl Bus for Device {
     }
 }
 
-struct Bench {
-    vcpu: ScriptedVcpu,
+pub(super) struct Bench {
+    pub(super) vcpu: ScriptedVcpu,
     ram: Ram,
-    device: Device,
+    pub(super) device: Device,
     cache: DecodeCache,
 }
 
 impl Bench {
     /// 32-bit protected mode, RBX and RSI and RDI at the device.
-    fn protected() -> Self {
+    pub(super) fn protected() -> Self {
         let mut state = CpuState::protected_mode(CODE as u32);
         for gpr in [Gpr::Rbx, Gpr::Rsi, Gpr::Rdi] {
             state.gprs[gpr] = DEVICE;
@@ -81,7 +81,7 @@ impl Bench {
     }
 
     /// 64-bit mode, everything mapped to itself by one 1 GiB page.
-    fn long() -> Self {
+    pub(super) fn long() -> Self {
         let mut bench = Self::protected();
         bench.ram.put_u64(0x1000, 0x2000 | 7);
         bench.ram.put_u64(0x2000, 0x83);
@@ -94,7 +94,7 @@ impl Bench {
         &mut self.vcpu.state.gprs[gpr]
     }
 
-    fn execute(&mut self, code: &[u8]) -> Outcome {
+    pub(super) fn execute(&mut self, code: &[u8]) -> Outcome {
         self.ram.put(CODE, code);
         execute(
             &mut self.vcpu,
