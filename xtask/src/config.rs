@@ -46,6 +46,7 @@ struct Vm {
     #[serde(skip_serializing_if = "Option::is_none")]
     load_address: Option<u16>,
     test_devices: bool,
+    test_ports: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     console: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +99,7 @@ fn linux_vm(guest: &Linux) -> Vm {
         modules: Vec::new(),
         load_address: None,
         test_devices: false,
+        test_ports: false,
         console: Some("serial"),
         instruction_limit: guest.instruction_limit,
         exit_limit: None,
@@ -117,7 +119,8 @@ fn vm(guest: &Guest) -> Vm {
         cmdline: guest.cmdline.clone(),
         modules: guest.modules.clone(),
         load_address: guest.load_address,
-        test_devices: true,
+        test_devices: !guest.pc,
+        test_ports: guest.pc,
         console: None,
         instruction_limit: Some(guest.limit()),
         exit_limit: guest.exit_limit,

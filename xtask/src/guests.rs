@@ -98,27 +98,43 @@ pub struct Guest {
     /// What has to occur in lines of its output.
     #[serde(default)]
     pub expect_output: Vec<String>,
+    /// It has the chips of a PC, and of a test guest's devices only the ports.
+    #[serde(default)]
+    pub pc: bool,
     /// Guests of one group share a host.
     #[serde(default)]
     pub group: String,
     /// Where it runs.
     #[serde(default = "both")]
     pub platforms: Vec<String>,
+    /// Where it is replayed too.
+    #[serde(default = "both")]
+    pub replayed: Vec<String>,
 }
 
 fn both() -> Vec<String> {
     vec!["qemu".to_owned(), "bochs".to_owned()]
 }
 
+fn lists(names: &[String], platform: Platform) -> bool {
+    let name = match platform {
+        Platform::Qemu | Platform::Kvm => "qemu",
+        Platform::Bochs => "bochs",
+    };
+    names.iter().any(|listed| listed == name)
+}
+
 impl Guest {
     /// Whether it is meant for `platform`; what runs in QEMU runs on KVM.
     #[must_use]
     pub fn runs_on(&self, platform: Platform) -> bool {
-        let name = match platform {
-            Platform::Qemu | Platform::Kvm => "qemu",
-            Platform::Bochs => "bochs",
-        };
-        self.platforms.iter().any(|p| p == name)
+        lists(&self.platforms, platform)
+    }
+
+    /// Whether a replay of it on `platform` has to be the same.
+    #[must_use]
+    pub fn is_replayed_on(&self, platform: Platform) -> bool {
+        self.runs_on(platform) && lists(&self.replayed, platform)
     }
 
     /// Instructions after which the host stops it: what its entry says, else little for a guest that is to be

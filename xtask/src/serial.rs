@@ -28,6 +28,15 @@ pub fn stop_reason<'a>(serial: &'a str, name: &str) -> Option<&'a str> {
         .find_map(|line| message(line).strip_prefix(&beginning))
 }
 
+/// How the replays of the guest `name` ended.
+pub fn replays<'a>(serial: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let beginning = format!("vm {name}: replayed: ");
+    serial.lines().filter_map(move |line| {
+        let rest = message(line).strip_prefix(&beginning)?;
+        rest.rsplit_once(" (").map(|(end, _)| end)
+    })
+}
+
 /// The lines that the guest `name` wrote to its debug console.
 pub fn guest_lines<'a>(serial: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let beginning = format!("{name}| ");

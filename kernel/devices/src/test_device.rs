@@ -25,15 +25,6 @@ pub mod spec {
     pub const SCRATCH_BYTES: usize = 4096;
 }
 
-/// What a port access led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing outside of the device.
-    None,
-    /// The guest ends with this status.
-    Exit(u32),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Raised {
     event: Event,
@@ -62,14 +53,10 @@ impl Default for TestDevice {
 }
 
 impl TestDevice {
-    /// An OUT whose instruction retires as number `now`. Returns `None` where no port of the device is.
-    pub fn write_port(&mut self, now: u64, port: u16, value: u32) -> Option<Effect> {
+    /// An OUT whose instruction retires as number `now`. Whether a port of the device is there.
+    pub fn write_port(&mut self, now: u64, port: u16, value: u32) -> bool {
         match port {
-            spec::EXIT_PORT => Some(Effect::Exit(value)),
-            spec::DELAY_PORT => {
-                self.delay = u64::from(value);
-                Some(Effect::None)
-            }
+            spec::DELAY_PORT => self.delay = u64::from(value),
             spec::EVENT_PORT => {
                 let event = if value & spec::EVENT_NMI != 0 {
                     Event::nmi()
@@ -80,10 +67,10 @@ impl TestDevice {
                     event,
                     due: now.saturating_add(self.delay),
                 });
-                Some(Effect::None)
             }
-            _ => None,
+            _ => return false,
         }
+        true
     }
 
     /// An IN.
@@ -152,14 +139,8 @@ mod tests {
     #[test]
     fn an_event_is_pending_from_its_point_on() {
         let mut device = TestDevice::default();
-        assert_eq!(
-            device.write_port(9, spec::DELAY_PORT, 5),
-            Some(Effect::None)
-        );
-        assert_eq!(
-            device.write_port(10, spec::EVENT_PORT, 0x40),
-            Some(Effect::None)
-        );
+        assert!(device.write_port(9, spec::DELAY_PORT, 5));
+        assert!(device.write_port(10, spec::EVENT_PORT, 0x40));
         assert_eq!(device.due(), Some(15));
         assert_eq!(device.pending(14), None);
         assert_eq!(device.pending(15), Some(Event::interrupt(0x40)));
@@ -191,11 +172,7 @@ mod tests {
     #[test]
     fn other_ports_are_nobodys() {
         let mut device = TestDevice::default();
-        assert_eq!(device.write_port(0, 0x80, 1), None);
+        assert!(!device.write_port(0, 0x80, 1));
         assert_eq!(device.read_port(0x80), None);
-        assert_eq!(
-            device.write_port(0, spec::EXIT_PORT, 7),
-            Some(Effect::Exit(7))
-        );
     }
 }

@@ -182,7 +182,7 @@ enum Kept {
     /// There is none.
     Nothing,
     /// It is written.
-    Written { every_entry: bool },
+    Written { every_exit: bool },
     /// It is written to memory, and then the guest is replayed so many times.
     Tried { replays: u64 },
     /// It is read from a file.
@@ -198,10 +198,10 @@ enum Kept {
 impl Kept {
     fn of(guest: &Guest, config: &Config) -> Self {
         match (&guest.log, config.test.replays) {
-            (Log::Record { every_entry }, _) => Self::Written {
-                every_entry: *every_entry,
+            (Log::Record { every_exit }, _) => Self::Written {
+                every_exit: *every_exit,
             },
-            (Log::Replay(file), _) => Self::Read(file.clone()),
+            (Log::Replay { file, .. }, _) => Self::Read(file.clone()),
             (Log::None, 0) => Self::Nothing,
             (Log::None, replays) => Self::Tried { replays },
         }
@@ -284,14 +284,14 @@ impl<B: Backend> Room<'_, B> {
         let mut cursor = Cursor::default();
         let mode = match &kept {
             Kept::Nothing => Mode::Live,
-            Kept::Written { every_entry } => {
+            Kept::Written { every_exit } => {
                 let log = LogPartition::find().map_err(|e| format!("vm.record: {e}"))?;
                 sink = Sink::Disk(Box::new(log));
-                logs::recording(&header()?, *every_entry)
+                logs::recording(&header()?, *every_exit)
             }
             Kept::Tried { .. } => {
                 sink = Sink::Memory(Vec::new());
-                logs::recording(&header()?, false)
+                logs::recording(&header()?, self.config.test.check_exits)
             }
             Kept::Read(file) => {
                 let log = archive
@@ -327,6 +327,13 @@ impl<B: Backend> Room<'_, B> {
                 _ => 0,
             };
             running.machine.slice(test.slices.wrapping_add(number));
+        }
+        if let Log::Replay {
+            stop_at: Some(point),
+            ..
+        } = guest.log
+        {
+            running.machine.stop_at(point);
         }
         log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
         Ok(running)
@@ -461,6 +468,7 @@ fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
             timer_width: TimerWidth::Bits32,
         },
         serial: guest.console == Console::Serial,
+        test_ports: guest.test_ports,
     }
 }
 
@@ -490,6 +498,11 @@ fn report<B: Backend>(running: &mut Running<'_, B>, stop: Stop) -> Outcome {
         lines(&divergence.to_string());
     }
     if stop.wants_dump() {
+        logger::plain(format_args!(
+            "at {}, {} instructions",
+            machine.point(),
+            machine.vcpu().icount().0
+        ));
         lines(&Dump(machine).to_string());
     }
     Outcome::of(stop != Stop::Diverged)

@@ -225,8 +225,8 @@ impl Cursor {
 }
 
 /// The mode of a guest that is recorded.
-pub fn recording(header: &Header, every_entry: bool) -> Mode {
-    Mode::Recording(Box::new(Recorder::new(&header.encode(), every_entry)))
+pub fn recording(header: &Header, every_exit: bool) -> Mode {
+    Mode::Recording(Box::new(Recorder::new(&header.encode(), every_exit)))
 }
 
 /// The mode of a guest that is replayed.

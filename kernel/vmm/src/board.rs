@@ -32,6 +32,8 @@ pub enum Kind {
         chips: chipset::Config,
         /// COM1 is passed on byte by byte, not line by line.
         serial: bool,
+        /// The debug console at port 0xe9 and the exit port are there too.
+        test_ports: bool,
     },
 }
 
@@ -73,6 +75,7 @@ pub struct Board {
     /// The lines of COM1 or the debug port, and of COM2.
     lines: [DebugConsole; 2],
     serial: bool,
+    test_ports: bool,
     test: Option<TestDevice>,
     chipset: Option<Box<Chipset>>,
     /// CR8 of a machine without a local APIC.
@@ -85,14 +88,19 @@ impl Board {
     /// The devices of the guest named `guest`.
     #[must_use]
     pub fn new(guest: String, kind: &Kind) -> Self {
-        let (chipset, serial) = match kind {
-            Kind::Pc { chips, serial } => (Some(Box::new(Chipset::new(chips))), *serial),
-            Kind::Test => (None, false),
+        let (chipset, serial, test_ports) = match kind {
+            Kind::Pc {
+                chips,
+                serial,
+                test_ports,
+            } => (Some(Box::new(Chipset::new(chips))), *serial, *test_ports),
+            Kind::Test => (None, false, true),
         };
         Self {
             guest,
             lines: <[DebugConsole; 2]>::default(),
             serial,
+            test_ports,
             test: (*kind == Kind::Test).then(TestDevice::default),
             chipset,
             task_priority: 0,
@@ -416,21 +424,22 @@ impl<H: Host> BoardBus<'_, H> {
 
     /// Whether a device for tests took it.
     fn write_test_port(&mut self, port: u16, value: u32) -> bool {
-        if port == debug_console::spec::PORT {
-            self.board
-                .print(self.host, self.door, Serial::One, value as u8);
-            return true;
+        match port {
+            _ if !self.board.test_ports => return false,
+            debug_console::spec::PORT => {
+                self.board
+                    .print(self.host, self.door, Serial::One, value as u8);
+                return true;
+            }
+            test_device::spec::EXIT_PORT => {
+                self.board.request = Some(Request::Exit(value));
+                return true;
+            }
+            _ => {}
         }
         let now = self.now.0;
         let test = self.board.test.as_mut();
-        match test.and_then(|test| test.write_port(now, port, value)) {
-            Some(test_device::Effect::Exit(status)) => {
-                self.board.request = Some(Request::Exit(status));
-            }
-            Some(test_device::Effect::None) => {}
-            None => return false,
-        }
-        true
+        test.is_some_and(|test| test.write_port(now, port, value))
     }
 }
 

@@ -13,6 +13,8 @@ use core::ops::Range;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::log::Point;
+
 use crate::profile::Level;
 
 /// Guests that one host can be given.
@@ -84,6 +86,8 @@ pub struct Test {
     pub random_states: u64,
     /// Keeps the logs of guests that have none in memory, and replays each guest so many times when it has stopped.
     pub replays: u64,
+    /// Those logs have a check at every exit.
+    pub check_exits: bool,
     /// Cuts the runs of guests with a log at random, by this seed; 0: does not.
     pub slices: u64,
     /// Gives guests with a log the host's own time for this answer of the time-stamp counter, from 1, past the log, to
@@ -129,11 +133,16 @@ pub enum Log {
     None,
     /// It is written to the log partition.
     Record {
-        /// Each entry can be compared by itself, at the price of a log many times as long.
-        every_entry: bool,
+        /// Each deterministic exit can be compared by itself, at the price of a log many times as long.
+        every_exit: bool,
     },
-    /// It is read from this file of the guest archive.
-    Replay(String),
+    /// It is followed.
+    Replay {
+        /// The file of the guest archive that it is read from.
+        file: String,
+        /// Where to stop, if not at its end.
+        stop_at: Option<Point>,
+    },
 }
 
 /// One guest.
@@ -149,6 +158,8 @@ pub struct Guest {
     pub image: Image,
     /// The devices test guests need are present, instead of the chips of a PC.
     pub test_devices: bool,
+    /// A PC has the debug console and the exit port of test guests too.
+    pub test_ports: bool,
     /// Where its console is.
     pub console: Console,
     /// When it is stopped whatever it does.
@@ -284,11 +295,14 @@ struct VmTable {
     load_address: Option<Spanned<u64>>,
     #[serde(default)]
     test_devices: bool,
+    #[serde(default)]
+    test_ports: bool,
     console: Option<Spanned<Console>>,
     instruction_limit: Option<Spanned<u64>>,
     exit_limit: Option<Spanned<u64>>,
     record: Option<Spanned<Record>>,
     replay: Option<Spanned<String>>,
+    stop_at: Option<Spanned<String>>,
 }
 
 /// How closely a recorded guest can be compared with its replay.
@@ -297,8 +311,8 @@ struct VmTable {
 enum Record {
     /// Every few entries.
     Batch,
-    /// At every entry.
-    Entry,
+    /// At every exit.
+    Exit,
 }
 
 /// Turns byte positions into line numbers and findings into errors.
@@ -463,6 +477,7 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         cpu: cpu(check, table)?,
         image,
         test_devices: table.test_devices,
+        test_ports: table.test_ports,
         console: console(check, table)?,
         limits,
         log: log_of(check, table)?,
@@ -470,17 +485,35 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
 }
 
 fn log_of(check: &Checker<'_>, table: &VmTable) -> Result<Log, ConfigError> {
+    if let (None, Some(stop_at)) = (&table.replay, &table.stop_at) {
+        let message = "vm.stop_at: only a guest that is replayed is stopped at a point";
+        return Err(check.error(stop_at.span(), message));
+    }
     match (&table.record, &table.replay) {
         (None, None) => Ok(Log::None),
         (Some(record), None) => Ok(Log::Record {
-            every_entry: matches!(record.get_ref(), Record::Entry),
+            every_exit: matches!(record.get_ref(), Record::Exit),
         }),
-        (None, Some(file)) => check.file("vm.replay", file).map(Log::Replay),
+        (None, Some(file)) => Ok(Log::Replay {
+            file: check.file("vm.replay", file)?,
+            stop_at: table
+                .stop_at
+                .as_ref()
+                .map(|point| stop_at(check, point))
+                .transpose()?,
+        }),
         (Some(_), Some(replay)) => {
             let message = "vm.replay: a guest that is replayed cannot be recorded";
             Err(check.error(replay.span(), message))
         }
     }
+}
+
+fn stop_at(check: &Checker<'_>, text: &Spanned<String>) -> Result<Point, ConfigError> {
+    text.get_ref().parse().map_err(|_| {
+        let message = format!("vm.stop_at: {:?} is not EXITS+INSTRUCTIONS", text.get_ref());
+        check.error(text.span(), message)
+    })
 }
 
 fn cpu(check: &Checker<'_>, table: &VmTable) -> Result<Cpu, ConfigError> {

@@ -12,12 +12,44 @@ use crate::memory::{GuestMemory, NotRam};
 /// Bytes of a page.
 const PAGE: usize = 4096;
 
+/// Digests of the parts of a processor's state, so that a difference can be named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parts(pub [u64; Parts::NAMES.len()]);
+
+impl Parts {
+    /// What they are of.
+    pub const NAMES: [&'static str; 7] = [
+        "general registers, RIP, RFLAGS or the count of instructions",
+        "segments and descriptor tables",
+        "control registers",
+        "debug registers",
+        "MSRs",
+        "interrupt shadow or the event under way",
+        "extended state",
+    ];
+
+    /// The names of the parts in which `self` and `other` differ.
+    pub fn differing<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
+        let pairs = self.0.iter().zip(&other.0);
+        let named = Self::NAMES.into_iter().zip(pairs);
+        named.filter_map(|(name, (a, b))| (a != b).then_some(name))
+    }
+}
+
 /// Digest of everything a processor holds between two instructions, the instruction count included.
+#[must_use]
+pub fn cpu_state(state: &CpuState) -> u64 {
+    let mut hash = Words::new();
+    parts(state).0.into_iter().for_each(|part| hash.add(part));
+    hash.0.digest()
+}
+
+/// The same part by part.
 ///
 /// The header of the extended state is left out: whether a component is stored or known to be initial is
 /// not a difference a guest can see.
 #[must_use]
-pub fn cpu_state(state: &CpuState) -> u64 {
+pub fn parts(state: &CpuState) -> Parts {
     let CpuState {
         gprs: Gprs(gprs),
         rip,
@@ -33,10 +65,50 @@ pub fn cpu_state(state: &CpuState) -> u64 {
         xsave: XsaveArea(xsave),
         icount,
     } = state;
-    let mut hash = Words(Xxh3Default::new());
-    gprs.iter().for_each(|g| hash.add(*g));
-    hash.add(*rip);
-    hash.add(rflags.bits());
+    let mut registers = Words::new();
+    gprs.iter().for_each(|g| registers.add(*g));
+    for word in [*rip, rflags.bits(), *icount] {
+        registers.add(word);
+    }
+    let mut events = Words::new();
+    events.add(u64::from(shadow.bits()));
+    if let Some(event) = pending {
+        events.add(1 << 63 | u64::from(event.vector) | (event.kind as u64) << 8);
+        events.add(event.error_code.map_or(u64::MAX, u64::from));
+        events.add(u64::from(event.instruction_length));
+    }
+    let mut extended = Words::new();
+    let (legacy, rest) = xsave.split_at(512);
+    extended.0.update(legacy);
+    extended.0.update(rest.get(64..).unwrap_or_default());
+    Parts(
+        [
+            registers,
+            segment_registers(segments, [gdtr, idtr]),
+            control_registers(control),
+            debug_registers(debug),
+            system_msrs(msrs),
+            events,
+            extended,
+        ]
+        .map(|hash| hash.0.digest()),
+    )
+}
+
+struct Words(Xxh3Default);
+
+impl Words {
+    fn new() -> Self {
+        Self(Xxh3Default::new())
+    }
+
+    fn add(&mut self, word: u64) {
+        self.0.update(&word.to_le_bytes());
+    }
+}
+
+fn segment_registers(segments: &[Segment], tables: [&DescriptorTable; 2]) -> Words {
+    let mut hash = Words::new();
     for Segment {
         selector,
         base,
@@ -48,42 +120,14 @@ pub fn cpu_state(state: &CpuState) -> u64 {
         hash.add(*base);
         hash.add(u64::from(attributes.bits()));
     }
-    for DescriptorTable { base, limit } in [gdtr, idtr] {
+    for DescriptorTable { base, limit } in tables {
         hash.add(*base);
         hash.add(u64::from(*limit));
     }
-    control_registers(&mut hash, control);
-    let DebugRegisters {
-        dr,
-        dr6,
-        dr7,
-        debugctl,
-    } = debug;
-    dr.iter().for_each(|d| hash.add(*d));
-    [dr6, dr7, debugctl].into_iter().for_each(|d| hash.add(*d));
-    system_msrs(&mut hash, msrs);
-    hash.add(u64::from(shadow.bits()));
-    if let Some(event) = pending {
-        hash.add(1 << 63 | u64::from(event.vector) | (event.kind as u64) << 8);
-        hash.add(event.error_code.map_or(u64::MAX, u64::from));
-        hash.add(u64::from(event.instruction_length));
-    }
-    let (legacy, rest) = xsave.split_at(512);
-    hash.0.update(legacy);
-    hash.0.update(rest.get(64..).unwrap_or_default());
-    hash.add(*icount);
-    hash.0.digest()
+    hash
 }
 
-struct Words(Xxh3Default);
-
-impl Words {
-    fn add(&mut self, word: u64) {
-        self.0.update(&word.to_le_bytes());
-    }
-}
-
-fn control_registers(hash: &mut Words, control: &ControlRegisters) {
+fn control_registers(control: &ControlRegisters) -> Words {
     let ControlRegisters {
         cr0,
         cr2,
@@ -93,13 +137,29 @@ fn control_registers(hash: &mut Words, control: &ControlRegisters) {
         xcr0,
         pdptes,
     } = control;
+    let mut hash = Words::new();
     for word in [cr0.bits(), *cr2, *cr3, cr4.bits(), efer.bits(), xcr0.bits()] {
         hash.add(word);
     }
     pdptes.iter().for_each(|p| hash.add(*p));
+    hash
 }
 
-fn system_msrs(hash: &mut Words, msrs: &SystemMsrs) {
+fn debug_registers(debug: &DebugRegisters) -> Words {
+    let DebugRegisters {
+        dr,
+        dr6,
+        dr7,
+        debugctl,
+    } = debug;
+    let mut hash = Words::new();
+    dr.iter().for_each(|d| hash.add(*d));
+    [dr6, dr7, debugctl].into_iter().for_each(|d| hash.add(*d));
+    hash
+}
+
+fn system_msrs(msrs: &SystemMsrs) -> Words {
+    let mut hash = Words::new();
     let SystemMsrs {
         star,
         lstar,
@@ -124,6 +184,7 @@ fn system_msrs(hash: &mut Words, msrs: &SystemMsrs) {
     ] {
         hash.add(*word);
     }
+    hash
 }
 
 /// Digest of the first `bytes` of guest memory: the sum, modulo 2⁶⁴, of a digest of each page that is not all zero and of where it is.

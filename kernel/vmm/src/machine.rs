@@ -13,6 +13,7 @@ use crate::config::Limits;
 use crate::cpu::{Icount, Vcpu};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
+use crate::log::Point;
 use crate::nondet::Door;
 use crate::place::Place;
 use crate::profile::Profile;
@@ -39,6 +40,8 @@ pub enum Stop {
     InstructionLimit,
     /// It took as many exits as its configuration allows.
     ExitLimit,
+    /// It is at the point where its replay was to stop.
+    StopPoint,
     /// It is at the end of the log that it follows.
     LogEnd,
     /// Its execution is not the one in the log.
@@ -69,7 +72,11 @@ impl Stop {
     pub const fn is_success(&self) -> bool {
         matches!(
             self,
-            Stop::ExitStatus(0) | Stop::PowerOff | Stop::SwitchedOff | Stop::LogEnd
+            Stop::ExitStatus(0)
+                | Stop::PowerOff
+                | Stop::SwitchedOff
+                | Stop::LogEnd
+                | Stop::StopPoint
         )
     }
 
@@ -100,6 +107,7 @@ impl fmt::Display for Stop {
             Stop::TripleFault => f.write_str("triple fault"),
             Stop::InstructionLimit => f.write_str("instruction limit"),
             Stop::ExitLimit => f.write_str("exit limit"),
+            Stop::StopPoint => f.write_str("the point asked for"),
             Stop::LogEnd => f.write_str("end of the log"),
             Stop::Diverged => f.write_str("error: the execution is not the one in the log"),
             Stop::NotEmulated(bytes) => {
@@ -190,6 +198,8 @@ pub struct Machine<V: Vcpu> {
     pub(crate) divergence: Option<Box<Divergence>>,
     /// Runs are cut at random: a test of exactness.
     pub(crate) slicing: Option<Random>,
+    /// Where its replay is to stop.
+    pub(crate) stop_at: Option<Point>,
 }
 
 impl<V: Vcpu> Machine<V> {
@@ -233,7 +243,13 @@ impl<V: Vcpu> Machine<V> {
             place,
             divergence: None,
             slicing: None,
+            stop_at: None,
         }
+    }
+
+    /// Stops a replay at `point`.
+    pub fn stop_at(&mut self, point: Point) {
+        self.stop_at = Some(point);
     }
 
     /// Cuts runs at random from now on.

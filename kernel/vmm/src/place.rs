@@ -11,7 +11,7 @@ use alloc::boxed::Box;
 use devices::time::GuestTime;
 
 use crate::cpu::{CounterKind, Exit, ExitKind, Icount, Vcpu};
-use crate::digest;
+use crate::digest::{self, Parts};
 use crate::host::Host;
 use crate::log::{End, Input, Point, Registers, Snapshot, What};
 use crate::machine::{Machine, Stop};
@@ -23,8 +23,8 @@ use crate::stats::Reason;
 /// Instructions that a recorded guest is given to come to a deterministic exit by itself: landing there costs neither
 /// host anything. A microsecond or less.
 const PREFER_EXIT_WITHIN: u64 = 1000;
-/// Longest slice of a run that is cut at random: 2¹⁸ instructions.
-const SLICE_BITS: u32 = 18;
+/// Longest slice of a run that is cut at random: 2²² instructions.
+const SLICE_BITS: u32 = 22;
 
 /// Where the execution is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -212,7 +212,8 @@ impl<V: Vcpu> Machine<V> {
 
     #[inline]
     fn log_check_if_due(&mut self) {
-        if self.door.recorder().is_some_and(|r| r.check_is_due()) {
+        let point = self.point();
+        if self.door.recorder().is_some_and(|r| r.check_is_due(point)) {
             self.log_check();
         }
     }
@@ -221,7 +222,7 @@ impl<V: Vcpu> Machine<V> {
         let point = self.at_entry();
         let wanted = self.door.recorder().is_some_and(|r| r.wants_snapshot());
         let snapshot = wanted.then(|| Snapshot {
-            state: digest::cpu_state(&self.vcpu.save()),
+            parts: digest::parts(&self.vcpu.save()),
             registers: self.registers(),
         });
         if let Some(recorder) = self.door.recorder() {
@@ -234,6 +235,24 @@ impl<V: Vcpu> Machine<V> {
     /// Lets enter what the log has for this point. Returns how far the guest may run; `None` if there is no more, or the
     /// executions differ.
     pub(crate) fn follow_log(&mut self) -> Option<Icount> {
+        let until = self.follow_entries()?;
+        let Some(last) = self.stop_at else {
+            return Some(until);
+        };
+        let here = self.point();
+        if here >= last {
+            self.stop = Some(Stop::StopPoint);
+            return None;
+        }
+        let there = if here.exits == last.exits {
+            self.place.base.after(last.after)
+        } else {
+            Icount::NEVER
+        };
+        Some(until.min(there))
+    }
+
+    fn follow_entries(&mut self) -> Option<Icount> {
         while self.stop.is_none() {
             let here = self.point();
             let next = match self.door.replayer()?.peek() {
@@ -277,7 +296,7 @@ impl<V: Vcpu> Machine<V> {
         let compared = match &taken {
             What::Check { digest, snapshot } => {
                 recorded = snapshot.as_ref().map(|s| s.registers);
-                let logged = snapshot.as_ref().map(|s| s.state);
+                let logged = snapshot.as_ref().map(|s| s.parts);
                 self.compare(*digest)
                     .and_then(|()| self.compare_state(logged))
             }
@@ -309,11 +328,11 @@ impl<V: Vcpu> Machine<V> {
             .map_or(Ok(()), |r| r.compare_low(logged))
     }
 
-    fn compare_state(&mut self, logged: Option<u64>) -> Result<(), Difference> {
+    fn compare_state(&mut self, logged: Option<Parts>) -> Result<(), Difference> {
         let Some(logged) = logged else {
             return Ok(());
         };
-        let here = digest::cpu_state(&self.vcpu.save());
+        let here = digest::parts(&self.vcpu.save());
         if here == logged {
             Ok(())
         } else {
@@ -373,7 +392,12 @@ impl<V: Vcpu> Machine<V> {
     /// The guest has stopped for good: the log ends, or has to end here too.
     pub(crate) fn end_log(&mut self, stop: Stop) {
         // Other stops are this host's doing, or may be taken back.
-        if !self.place.at_point || matches!(stop, Stop::Reset | Stop::LogEnd | Stop::Diverged) {
+        if !self.place.at_point
+            || matches!(
+                stop,
+                Stop::Reset | Stop::LogEnd | Stop::StopPoint | Stop::Diverged
+            )
+        {
             return;
         }
         let here = self.point();
@@ -462,6 +486,10 @@ impl<V: Vcpu> Machine<V> {
                 here: here.memory,
             });
         }
-        self.compare_state(Some(logged.state))
+        if logged.state == here.state {
+            Ok(())
+        } else {
+            Err(Difference::LastState)
+        }
     }
 }

@@ -103,17 +103,18 @@ pub struct Recorder {
     pub digest: Running,
     /// Output not noted yet.
     pub produced: Produced,
-    /// Entries between two checks.
-    check_every: u32,
+    /// A check at every point.
+    every_exit: bool,
     unchecked: u32,
     checks: u32,
+    checked_at: Option<Point>,
     volumes: Volumes,
 }
 
 impl Recorder {
-    /// A log that begins with `header`. With `every_entry` each entry can be compared by itself.
+    /// A log that begins with `header`. With `every_exit` each deterministic exit can be compared by itself.
     #[must_use]
-    pub fn new(header: &[u8], every_entry: bool) -> Self {
+    pub fn new(header: &[u8], every_exit: bool) -> Self {
         let mut ring = VecDeque::with_capacity(RING_BYTES);
         ring.extend(header);
         Self {
@@ -121,9 +122,10 @@ impl Recorder {
             ring,
             digest: Running::default(),
             produced: Produced::default(),
-            check_every: if every_entry { 1 } else { CHECK_EVERY },
+            every_exit,
             unchecked: 0,
             checks: 0,
+            checked_at: None,
             volumes: Volumes::default(),
         }
     }
@@ -193,22 +195,23 @@ impl Recorder {
         self.placed(point, &what, |v| &mut v.outputs);
     }
 
-    /// Whether a check is to be made at the next point.
+    /// Whether a check is to be made at `point`.
     #[inline]
     #[must_use]
-    pub fn check_is_due(&self) -> bool {
-        self.unchecked >= self.check_every
+    pub fn check_is_due(&self, point: Point) -> bool {
+        self.unchecked >= CHECK_EVERY || self.every_exit && self.checked_at != Some(point)
     }
 
     /// Whether the next check carries the whole processor.
     #[must_use]
     pub fn wants_snapshot(&self) -> bool {
-        self.check_every == 1 || self.checks.is_multiple_of(SNAPSHOT_EVERY)
+        self.every_exit || self.checks.is_multiple_of(SNAPSHOT_EVERY)
     }
 
     /// Makes a check.
     pub fn check(&mut self, point: Point, snapshot: Option<Snapshot>) {
         self.unchecked = 0;
+        self.checked_at = Some(point);
         self.checks = self.checks.wrapping_add(1);
         let what = What::Check {
             digest: self.digest.value(),

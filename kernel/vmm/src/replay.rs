@@ -6,7 +6,7 @@ use core::fmt;
 
 use arch::regs::Gpr;
 
-use crate::digest::Running;
+use crate::digest::{Parts, Running};
 use crate::log::{Answer, DecodeError, Decoder, Entry, Point, Registers, What};
 use crate::nondet::Question;
 use crate::record::Produced;
@@ -38,13 +38,15 @@ pub enum Difference {
         /// Here.
         here: u64,
     },
-    /// The running digest is the same, the whole processor is not.
+    /// The running digest is the same, these parts of the processor are not.
     State {
         /// In the log.
-        logged: u64,
+        logged: Parts,
         /// Here.
-        here: u64,
+        here: Parts,
     },
+    /// The processor at the end.
+    LastState,
     /// The guest put out something else.
     Output {
         /// In the log: bytes and their digest.
@@ -91,10 +93,13 @@ impl fmt::Display for Difference {
                     "the running digest is {here:016x}, in the log {logged:016x}"
                 )
             }
-            Self::State { logged, here } => write!(
-                f,
-                "the processor's digest is {here:016x}, in the log {logged:016x}"
-            ),
+            Self::State { logged, here } => {
+                f.write_str("the processor differs in its")?;
+                logged
+                    .differing(here)
+                    .try_for_each(|name| write!(f, " [{name}]"))
+            }
+            Self::LastState => f.write_str("the processor differs when the guest has stopped"),
             Self::Output { logged, here } => write!(
                 f,
                 "the guest put out {} bytes with digest {:016x}, in the log {} with {:016x}",
@@ -150,7 +155,7 @@ impl fmt::Display for Divergence {
         let (Some(recorded), here) = (&self.recorded, &self.registers) else {
             return writeln!(
                 f,
-                "the log has no registers for this point: record with every entry to have them"
+                "the log has no registers for this point: record with a check at every exit to have them"
             );
         };
         let mut row = |name: &dyn fmt::Display, logged: u64, here: u64| {
@@ -199,6 +204,8 @@ pub struct Replayer {
     answers: VecDeque<Answer>,
     next: Option<(Point, What)>,
     damaged: Option<DecodeError>,
+    /// The point of the entry taken last, and of the last one at which digests were equal.
+    taken: Point,
     agreed: Point,
     progress: Progress,
     /// The running digest.
@@ -224,6 +231,7 @@ impl Replayer {
             answers: VecDeque::new(),
             next: None,
             damaged: None,
+            taken: Point::default(),
             agreed: Point::default(),
             progress: Progress::default(),
             digest: Running::default(),
@@ -320,10 +328,9 @@ impl Replayer {
         }
         let taken = self.next.take();
         if let Some((point, what)) = &taken {
-            self.agreed = *point;
+            self.taken = *point;
             self.progress.entries += 1;
             self.progress.inputs += u64::from(matches!(what, What::Input { .. }));
-            self.progress.checks += 1;
         }
         Ok(taken)
     }
@@ -333,13 +340,9 @@ impl Replayer {
     /// # Errors
     ///
     /// It differs.
-    pub fn compare(&self, logged: u64) -> Result<(), Difference> {
+    pub fn compare(&mut self, logged: u64) -> Result<(), Difference> {
         let here = self.digest.value();
-        if here == logged {
-            Ok(())
-        } else {
-            Err(Difference::Digest { logged, here })
-        }
+        self.agree(here == logged, logged)
     }
 
     /// The same for an input's few bits of it.
@@ -347,15 +350,19 @@ impl Replayer {
     /// # Errors
     ///
     /// They differ.
-    pub fn compare_low(&self, logged: u16) -> Result<(), Difference> {
-        if self.digest.low() == logged {
-            Ok(())
-        } else {
-            Err(Difference::Digest {
-                logged: logged.into(),
-                here: self.digest.value(),
-            })
+    pub fn compare_low(&mut self, logged: u16) -> Result<(), Difference> {
+        let here = self.digest.low();
+        self.agree(here == logged, logged.into())
+    }
+
+    fn agree(&mut self, same: bool, logged: u64) -> Result<(), Difference> {
+        self.progress.checks += 1;
+        if same {
+            self.agreed = self.taken;
+            return Ok(());
         }
+        let here = self.digest.value();
+        Err(Difference::Digest { logged, here })
     }
 
     /// The report of a difference that was found at `here`.
@@ -371,7 +378,10 @@ impl Replayer {
             entry: self.progress.entries,
             agreed: self.agreed,
             here,
-            logged: self.next.as_ref().map(|(point, _)| *point),
+            logged: self
+                .next
+                .as_ref()
+                .map_or(Some(self.taken), |(p, _)| Some(*p)),
             difference,
             recorded,
             registers,

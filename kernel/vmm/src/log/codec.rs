@@ -7,6 +7,7 @@ use core::fmt;
 use arch::regs::Gprs;
 
 use super::{Answer, End, Entry, Input, MAX_DATA, OutputKind, Point, Registers, Snapshot, What};
+use crate::digest::Parts;
 use crate::machine::Operation;
 
 mod kind {
@@ -162,8 +163,8 @@ impl Encoder {
                 put_first(to, kind::CHECK, u64::from(snapshot.is_some()));
                 self.point(to, point);
                 put_u64(to, *digest);
-                if let Some(Snapshot { state, registers }) = snapshot.as_deref() {
-                    put_u64(to, *state);
+                if let Some(Snapshot { parts, registers }) = snapshot.as_deref() {
+                    parts.0.iter().for_each(|part| put_u64(to, *part));
                     put_u64(to, registers.rip);
                     put_u64(to, registers.rflags);
                     registers.gprs.0.iter().for_each(|gpr| put_u64(to, *gpr));
@@ -434,14 +435,17 @@ impl<'a> Reader<'a> {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, DecodeError> {
-        let state = self.u64()?;
+        let mut parts = Parts([0; Parts::NAMES.len()]);
+        for part in &mut parts.0 {
+            *part = self.u64()?;
+        }
         let (rip, rflags) = (self.u64()?, self.u64()?);
         let mut gprs = Gprs::default();
         for gpr in &mut gprs.0 {
             *gpr = self.u64()?;
         }
         let registers = Registers { rip, rflags, gprs };
-        Ok(Snapshot { state, registers })
+        Ok(Snapshot { parts, registers })
     }
 }
 

@@ -22,9 +22,11 @@ pub mod store;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use core::str::FromStr;
 
 use arch::regs::Gprs;
 
+use crate::digest::Parts;
 use crate::machine::Operation;
 pub use codec::{DecodeError, Decoder, Encoder};
 
@@ -50,6 +52,23 @@ pub struct Point {
 impl fmt::Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}+{}", self.exits, self.after)
+    }
+}
+
+/// A text is no point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPoint;
+
+impl FromStr for Point {
+    type Err = NoPoint;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, NoPoint> {
+        let (exits, after) = text.split_once('+').ok_or(NoPoint)?;
+        Ok(Self {
+            exits: exits.parse().map_err(|_| NoPoint)?,
+            after: after.parse().map_err(|_| NoPoint)?,
+        })
     }
 }
 
@@ -113,8 +132,8 @@ pub struct Registers {
 /// The whole processor at a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// [`crate::digest::cpu_state`].
-    pub state: u64,
+    /// Its parts.
+    pub parts: Parts,
     /// The registers in plain.
     pub registers: Registers,
 }

@@ -17,10 +17,10 @@ fn any_input() -> impl Strategy<Value = Input> {
 }
 
 fn any_what() -> impl Strategy<Value = What> {
-    let snapshot = any::<[u64; 19]>().prop_map(|words| {
-        let [state, rip, rflags, gprs @ ..] = words;
+    let snapshot = any::<([u64; 18], [u64; 7])>().prop_map(|(words, parts)| {
+        let [rip, rflags, gprs @ ..] = words;
         Box::new(Snapshot {
-            state,
+            parts: Parts(parts),
             registers: Registers {
                 rip,
                 rflags,
@@ -205,4 +205,16 @@ fn points_do_not_wrap() {
         },
     )]));
     assert_eq!(decode(&bytes), Err(DecodeError::Number));
+}
+
+#[test]
+fn points_are_read_as_they_are_written() {
+    let point = Point {
+        exits: 812,
+        after: 40,
+    };
+    assert_eq!(alloc::format!("{point}").parse(), Ok(point));
+    for text in ["", "812", "+", "1+x", "-1+2", "1+2+3"] {
+        assert_eq!(text.parse::<Point>(), Err(super::super::NoPoint), "{text}");
+    }
 }

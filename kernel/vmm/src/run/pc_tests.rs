@@ -48,6 +48,7 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
         &Kind::Pc {
             chips,
             serial: true,
+            test_ports: false,
         },
         Door::new(host, Mode::Live),
         Limits::default(),

@@ -52,6 +52,7 @@ fn pc(script: &[Step], mode: Mode) -> Machine<ScriptedVcpu> {
         &Kind::Pc {
             chips,
             serial: true,
+            test_ports: false,
         },
         Door::new(&mut host, Mode::Live),
         Limits::default(),
@@ -212,6 +213,25 @@ fn a_log_that_was_cut_off_is_followed_to_its_end() {
     // The last entry only says how it ended.
     let replayed = replay(&script, &log[..log.len() - 1], Some(3), 1);
     assert_eq!(replayed.stopped(), Some(Stop::SwitchedOff));
+}
+
+#[test]
+fn a_replay_can_be_stopped_at_a_point() {
+    let script = script(&mut Random::new(7), 100);
+    let (_, log) = record(&script, 7, false);
+    for point in [
+        Point { exits: 0, after: 1 },
+        Point {
+            exits: 40,
+            after: 0,
+        },
+    ] {
+        let mut m = pc(&script, following(&log));
+        m.stop_at(point);
+        assert_eq!(run(&mut m, 1), Some(Stop::StopPoint));
+        assert_eq!(m.point(), point);
+        assert_eq!(m.divergence(), None);
+    }
 }
 
 #[test]

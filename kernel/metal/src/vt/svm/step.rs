@@ -1,0 +1,286 @@
+//! Landing behind one instruction: stepping by RFLAGS.TF, which SVM has instead of a trap of its own.
+//!
+//! What the guest must not see of TF is decided in [`vmm::pmu::step`]; here it meets the control block. While a guest
+//! is stepped every exception exits and is injected with the guest's own flags. Delivering an event is a step by
+//! itself: the entry ends before the first instruction behind it, since an interrupt of the host is pending. No landing
+//! lies in an interrupt shadow, where processors do not stop: behind a load of SS the trap comes one instruction
+//! later.
+
+use arch::addr::Gva;
+use arch::event::{Event, EventKind, vector};
+use arch::regs::{Efer, Gpr, Rflags, SegmentAttributes, SegmentName};
+use arch::svm::control::{CleanBits, Intercepts1, InterruptState};
+use arch::svm::exit::ExitCode;
+use iced_x86::Instruction;
+use vmm::code::{CodeContext, decode_at};
+use vmm::cpu::{CounterKind, Exit};
+use vmm::memory::GuestMemory;
+use vmm::pmu::landing::{Move, Passed, Place};
+use vmm::pmu::step::{self, Kind, Registers, Step};
+use vmm::walk::{Access, translate};
+
+use super::event::{Nmi, Reach};
+use super::exit::{DR6_CAUSES, DR6_NEUTRAL, DR6_SINGLE_STEP};
+use super::vcpu::Vcpu;
+use crate::guest_ram::GuestRam;
+
+/// Longest that a step can take, in ticks; it ends by its trap.
+const STEP_TICKS: u64 = 64;
+/// Instructions in the shadow of a load of SS that would show TF, or end the stepping: they exit instead.
+const SHOWING: Intercepts1 = Intercepts1::PUSHF
+    .union(Intercepts1::POPF)
+    .union(Intercepts1::IRET)
+    .union(Intercepts1::INT_N);
+/// Exceptions that exit only while the guest is stepped.
+const WHILE_STEPPING: u32 = 1 << vector::BP | 1 << vector::OF | 1 << vector::UD;
+
+/// What the entry under way is for.
+#[derive(Clone, Copy, Debug)]
+enum Under {
+    /// A trap behind an instruction.
+    Step {
+        step: Step,
+        /// Intercepts that were added for an instruction in a shadow.
+        added: Intercepts1,
+    },
+    /// The delivery of the INT n at this RIP.
+    Interrupt { rip: u64 },
+}
+
+/// A step under way: what has to be taken back behind the exit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnderWay {
+    what: Under,
+    exceptions: u32,
+}
+
+impl Vcpu {
+    /// [`Vcpu::prepare`], and how far the next entry goes: `ticks`, or less.
+    ///
+    /// # Errors
+    ///
+    /// The exit to return instead of entering.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn get_ready(
+        &mut self,
+        memory: &GuestRam,
+        until: u64,
+        ticks: u64,
+    ) -> Result<u64, Exit> {
+        let Some(landing) = &mut self.landing else {
+            return Ok(match self.prepare()? {
+                Reach::Free => ticks,
+                Reach::Step => 1,
+            });
+        };
+        let (ticks, stepping) = match landing.next(self.icount.min(until), Place::Boundary) {
+            Ok(Move::Arm { after }) => (ticks.min(after), false),
+            // Arrived, in a shadow: out of it.
+            Ok(Move::Step | Move::StepOver | Move::Arrived) | Err(Passed { .. }) => (ticks, true),
+        };
+        self.events.stops_behind = stepping;
+        let reach = self.prepare()?;
+        if self.events.pending.is_some() {
+            return Ok(match reach {
+                _ if stepping => 0,
+                Reach::Free => ticks,
+                Reach::Step => 1,
+            });
+        }
+        if stepping || reach == Reach::Step {
+            Ok(self.begin_step(memory))
+        } else {
+            Ok(ticks)
+        }
+    }
+
+    fn context<'a>(&self, paging: &'a arch::regs::Paging) -> CodeContext<'a> {
+        CodeContext {
+            paging,
+            cs_base: self.vmcb.save.cs.base,
+            cs_attributes: self.attributes_of(SegmentName::Cs),
+            cpl: self.vmcb.save.cpl,
+            rip: self.vmcb.save.rip,
+        }
+    }
+
+    fn kind_at(&self, memory: &GuestRam, context: &CodeContext<'_>) -> Kind {
+        // What cannot be read faults, or is executed from a translation that the tables no longer show.
+        let instruction: Option<Instruction> = decode_at(memory, context);
+        let rflags = Rflags::from_bits_retain(self.vmcb.save.rflags);
+        let long_mode = self.vmcb.save.efer & Efer::LMA.bits() != 0;
+        instruction.map_or(Kind::Plain, |i| step::kind(&i, rflags, long_mode))
+    }
+
+    /// Sets the block for one instruction. Returns the ticks to enter with.
+    fn begin_step(&mut self, memory: &GuestRam) -> u64 {
+        let paging = self.paging_registers();
+        let mut context = self.context(&paging);
+        let exceptions = self.vmcb.control.intercept_exceptions;
+        let mut added = Intercepts1::empty();
+        let kind = match self.kind_at(memory, &context) {
+            Kind::Interrupt { vector, length } => {
+                self.begin_interrupt(vector, length);
+                return 0;
+            }
+            Kind::LoadSs { length } => {
+                context.rip = step::behind(&context, length);
+                added = SHOWING - self.vmcb.control.intercepts_1;
+                step::behind_shadow(self.kind_at(memory, &context))
+            }
+            kind => kind,
+        };
+        let mut registers = self.step_registers();
+        let step = Step::begin(kind, &mut registers);
+        self.set_step_registers(&registers);
+        self.vmcb.control.intercept_exceptions |= WHILE_STEPPING;
+        self.vmcb.intercept(added, true);
+        self.under_way = Some(UnderWay {
+            what: Under::Step { step, added },
+            exceptions,
+        });
+        STEP_TICKS
+    }
+
+    /// Delivers an INT n as an event, with the guest's own flags; it counts as executed.
+    fn begin_interrupt(&mut self, vector: u8, length: u8) {
+        let rip = self.vmcb.save.rip;
+        let exceptions = self.vmcb.control.intercept_exceptions;
+        self.vmcb.control.intercept_exceptions |= WHILE_STEPPING;
+        self.vmcb.changed(CleanBits::INTERCEPTS);
+        self.vmcb.control.event_injection = arch::svm::event::encode(Event {
+            vector,
+            kind: EventKind::SoftwareInterrupt,
+            error_code: None,
+            instruction_length: length,
+        });
+        self.step_over(length);
+        self.under_way = Some(UnderWay {
+            what: Under::Interrupt { rip },
+            exceptions,
+        });
+    }
+
+    fn step_registers(&self) -> Registers {
+        Registers {
+            rflags: Rflags::from_bits_retain(self.vmcb.save.rflags),
+            r11: self.block.gprs[Gpr::R11],
+            sfmask: self.vmcb.save.sfmask,
+        }
+    }
+
+    fn set_step_registers(&mut self, registers: &Registers) {
+        self.vmcb.save.rflags = registers.rflags.bits();
+        self.block.gprs[Gpr::R11] = registers.r11;
+        self.vmcb.save.sfmask = registers.sfmask;
+    }
+
+    /// Behind the exit of a step, before anything else looks at the block. A trap that the guest would not have had
+    /// becomes an interrupt of the host.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn end_step(&mut self, memory: &mut GuestRam) {
+        let Some(UnderWay { what, exceptions }) = self.under_way.take() else {
+            return;
+        };
+        self.vmcb.control.intercept_exceptions = exceptions;
+        self.vmcb.changed(CleanBits::INTERCEPTS);
+        match what {
+            Under::Interrupt { rip } => self.end_interrupt(rip),
+            Under::Step { step, added } => {
+                self.vmcb.intercept(added, false);
+                self.end_instruction(memory, &step, added);
+            }
+        }
+    }
+
+    fn end_interrupt(&mut self, rip: u64) {
+        let refused = self.exit_code() == ExitCode::INVALID;
+        let cut_off = self.vmcb.control.exit_interrupt_info & 1 << 31 != 0;
+        if refused || cut_off {
+            // It runs again. What was cut off is taken out of the count like an instruction that the processor counted.
+            self.vmcb.save.rip = rip;
+            if refused && self.counting.kind() != CounterKind::ExitOrdinal {
+                self.icount = self.icount.wrapping_sub(1);
+            }
+        }
+    }
+
+    fn end_instruction(&mut self, memory: &mut GuestRam, step: &Step, added: Intercepts1) {
+        const DEBUG: ExitCode = ExitCode(ExitCode::EXCEPTION.0 + vector::DB as u32);
+        let code = self.exit_code();
+        let causes = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
+        let mut registers = self.step_registers();
+        if code != DEBUG || causes & DR6_SINGLE_STEP == 0 {
+            step.abandon(&mut registers);
+            self.set_step_registers(&registers);
+            self.leave_shadow_to_itself(code, added);
+            return;
+        }
+        let traps = step.complete(&mut registers);
+        self.set_step_registers(&registers);
+        if step.image_shows_it() && !self.mend_image(memory) {
+            // Pushed a moment ago to where nothing leads now.
+            self.vmcb.control.exit_code = u64::from(ExitCode::BUSY.0);
+        } else if !traps {
+            self.vmcb.save.dr6 ^= DR6_SINGLE_STEP;
+            self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+            if causes == DR6_SINGLE_STEP {
+                self.vmcb.control.exit_code = u64::from(ExitCode::INTR.0);
+            }
+        }
+    }
+
+    /// An instruction behind a load of SS has exited only because of the step: it is stepped by itself.
+    fn leave_shadow_to_itself(&mut self, code: ExitCode, added: Intercepts1) {
+        let only_for_step = match code {
+            ExitCode::PUSHF | ExitCode::POPF | ExitCode::INT_N => true,
+            ExitCode::IRET => self.events.nmi != Nmi::Blocked,
+            _ => false,
+        };
+        if !only_for_step || added.is_empty() {
+            return;
+        }
+        if code == ExitCode::INT_N && self.counting.kind() == CounterKind::Tsc {
+            // QEMU has counted it.
+            self.icount = self.icount.wrapping_sub(1);
+        }
+        self.vmcb.control.exit_code = u64::from(ExitCode::INTR.0);
+    }
+
+    /// Takes TF out of the flags on top of the guest's stack. False if they are not there.
+    fn mend_image(&self, memory: &mut GuestRam) -> bool {
+        let rsp = self.block.gprs[Gpr::Rsp];
+        // TF is the lowest bit of the second byte.
+        let linear = if self.is_64_bit() {
+            rsp.wrapping_add(1)
+        } else {
+            let ss = self.segment_of(SegmentName::Ss);
+            let big = ss.attributes.contains(SegmentAttributes::BIG);
+            let mask = if big { 0xffff_ffff } else { 0xffff };
+            ss.base.wrapping_add(rsp.wrapping_add(1) & mask) & 0xffff_ffff
+        };
+        let access = Access {
+            write: true,
+            execute: false,
+            user: self.vmcb.save.cpl == 3,
+        };
+        let mut byte = [0];
+        let paging = self.paging_registers();
+        translate(memory, &paging, Gva(linear), access).is_ok_and(|gpa| {
+            let read = memory.read(gpa, &mut byte).is_ok();
+            read && memory.write(gpa, &[byte[0] & !1]).is_ok()
+        })
+    }
+
+    /// Whether the guest stands where no landing is.
+    pub(super) fn has_to_leave_shadow(&self) -> bool {
+        self.landing.is_some()
+            && self
+                .vmcb
+                .control
+                .interrupt_state
+                .contains(InterruptState::SHADOW)
+    }
+}

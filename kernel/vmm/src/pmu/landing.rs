@@ -1,0 +1,138 @@
+//! The way to a point: run far, then step.
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Nothing: this is the point.
+    Arrived,
+    /// Run; the counter is to overflow after so many instructions.
+    Arm {
+        /// At least 1.
+        after: u64,
+    },
+    /// Execute one instruction, or deliver one event.
+    Step,
+    /// Run to a breakpoint behind the repeated instruction at which the guest stands: it counts as one, whatever the
+    /// number of its iterations, so no point lies inside.
+    StepOver,
+}
+
+/// The guest was let run too far: a larger skid than this processor is known for. There is no way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Where it was to stop.
+    pub target: u64,
+    /// Where it is.
+    pub at: u64,
+}
+
+/// Where a stop has left the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Between two instructions.
+    Boundary,
+    /// At a repeated string instruction, and iterations of it are not counted: it may have begun.
+    Repeat,
+}
+
+/// One way to one point. It is asked before each entry; stops on the way, for whatever reason, do no harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landing {
+    target: u64,
+    margin: u64,
+    /// The last entry was ended by the counter, or by something else before it.
+    armed: bool,
+}
+
+impl Landing {
+    /// To `target`, with a counter that stops the guest at most `margin` instructions after its overflow.
+    #[must_use]
+    pub const fn new(target: u64, margin: u64) -> Self {
+        Self {
+            target,
+            margin,
+            armed: false,
+        }
+    }
+
+    /// What to do `at` this count.
+    ///
+    /// # Errors
+    ///
+    /// The target lies behind; or it may: the counter stopped the guest at the target's count, at a repeated
+    /// instruction, some of whose iterations may have been executed.
+    pub const fn next(&mut self, at: u64, place: Place) -> Result<Move, Passed> {
+        let was_armed = core::mem::replace(&mut self.armed, false);
+        let Some(left) = self.target.checked_sub(at) else {
+            return Err(self.passed(at));
+        };
+        let repeat = matches!(place, Place::Repeat);
+        if left == 0 {
+            // Without a skid it stopped where the instruction before retired.
+            return if was_armed && repeat && self.margin != 0 {
+                Err(self.passed(at))
+            } else {
+                Ok(Move::Arrived)
+            };
+        }
+        if left > self.margin {
+            self.armed = true;
+            return Ok(Move::Arm {
+                after: left - self.margin,
+            });
+        }
+        Ok(if repeat { Move::StepOver } else { Move::Step })
+    }
+
+    const fn passed(&self, at: u64) -> Passed {
+        Passed {
+            target: self.target,
+            at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_runs_up_to_the_margin_and_steps_the_rest() {
+        let mut landing = Landing::new(1000, 8);
+        assert_eq!(
+            landing.next(0, Place::Boundary),
+            Ok(Move::Arm { after: 992 })
+        );
+        assert_eq!(landing.next(995, Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.next(995, Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.next(996, Place::Repeat), Ok(Move::StepOver));
+        assert_eq!(landing.next(1000, Place::Repeat), Ok(Move::Arrived));
+    }
+
+    #[test]
+    fn a_target_within_the_margin_is_stepped_to() {
+        let mut landing = Landing::new(8, 8);
+        assert_eq!(landing.next(0, Place::Boundary), Ok(Move::Step));
+        assert_eq!(
+            Landing::new(9, 8).next(0, Place::Boundary),
+            Ok(Move::Arm { after: 1 })
+        );
+    }
+
+    #[test]
+    fn passing_is_an_error() {
+        let mut landing = Landing::new(100, 10);
+        let passed = |at| Err(Passed { target: 100, at });
+        assert_eq!(landing.next(101, Place::Boundary), passed(101));
+        // The whole margin was skidded, into an instruction that does not show how far it is.
+        assert_eq!(
+            landing.next(5, Place::Boundary),
+            Ok(Move::Arm { after: 85 })
+        );
+        assert_eq!(landing.next(100, Place::Repeat), passed(100));
+        assert_eq!(
+            Landing::new(100, 0).next(100, Place::Repeat),
+            Ok(Move::Arrived)
+        );
+    }
+}
