@@ -54,7 +54,7 @@ impl GuestRam {
                 });
             };
             // SAFETY: the frame was just allocated, so nothing else refers to it.
-            unsafe { physmap::clear_large(frame) };
+            unsafe { physmap::zero_large(frame) };
             ram.frames.push(frame);
             ALLOCATED.fetch_add(LARGE_PAGE_SIZE, Ordering::Relaxed);
         }

@@ -18,28 +18,6 @@ pub fn hpa_of<T>(pointer: *const T) -> Hpa {
     Hpa((pointer as u64).wrapping_sub(PHYSMAP_BASE))
 }
 
-/// Makes a 2 MiB frame zero that probably is, as memory after power-on. Then it is only read: a machine that is itself
-/// virtual has to find memory for what is written, which takes it longer than anything done here.
-///
-/// # Safety
-///
-/// As for [`zero_large`].
-pub unsafe fn clear_large(frame: Hpa) {
-    const LINE: usize = 8;
-    let words = ptr(frame).cast::<[u64; LINE]>();
-    // SAFETY: the caller vouches for the 2 MiB, which are aligned.
-    let lines = unsafe {
-        core::slice::from_raw_parts(words, LARGE_PAGE_SIZE as usize / size_of::<[u64; LINE]>())
-    };
-    let is_zero = lines
-        .iter()
-        .all(|line| line.iter().fold(0, |sum, word| sum | word) == 0);
-    if !is_zero {
-        // SAFETY: the caller vouches for the frame; `lines` is not used any more.
-        unsafe { zero_large(frame) };
-    }
-}
-
 /// Makes a 2 MiB frame zero.
 ///
 /// # Safety
@@ -47,8 +25,7 @@ pub unsafe fn clear_large(frame: Hpa) {
 /// The frame is mapped, and nothing refers to it.
 pub unsafe fn zero_large(frame: Hpa) {
     let start = ptr(frame);
-    // Stores past the caches: what is cleared is hundreds of MiB and not read soon. An emulator takes a third of the
-    // time it needs for a repeated STOS, which it carries out step by step.
+    // Stores past the caches: what is cleared is hundreds of MiB and not read soon.
     // SAFETY: the caller vouches for the 2 MiB from `start` on; SFENCE orders them before all that follows.
     unsafe {
         asm!(
