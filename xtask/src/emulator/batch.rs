@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use wait_timeout::ChildExt;
 
-use super::{End, Machine, Platform, bochs, qemu};
+use super::{End, Machine, Platform, bochs, command, qemu};
 
 /// What came of a run.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ fn run_qemu(
 ) -> Result<(Option<ExitStatus>, String)> {
     qemu::prepare(machine, directory)?;
     let complaints = File::create(directory.join("stderr"))?;
-    let mut child = Command::new(qemu::PROGRAM)
+    let mut child = command(qemu::PROGRAM)
         .args(qemu::arguments(machine, qemu::Serial::Pipe, directory))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

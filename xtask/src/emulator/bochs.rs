@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::{Machine, Processor};
+use super::{Machine, Processor, command};
 
 /// The program, from Debian's `bochs`.
 pub const PROGRAM: &str = "bochs";
@@ -83,7 +83,7 @@ pub fn start(machine: &Machine, directory: &Path) -> Result<Bochs> {
         .with_context(|| debugger_file.display().to_string())?;
 
     let (screen, terminal) = pseudo_terminal().context("cannot open a pseudo-terminal")?;
-    let child = Command::new(PROGRAM)
+    let child = command(PROGRAM)
         .args(["-q", "-unlock", "-f"])
         .arg(&configuration_file)
         .arg("-rc")

@@ -2,13 +2,13 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, anyhow};
 use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-use super::{End, Machine, Platform, bochs, qemu};
+use super::{End, Machine, Platform, bochs, command, qemu};
 
 /// Ctrl-A, the key before a command to the emulator.
 const ESCAPE: u8 = 1;
@@ -24,7 +24,7 @@ pub fn run(machine: &Machine) -> Result<End> {
         Platform::Qemu | Platform::Kvm => {
             qemu::prepare(machine, directory.path())?;
             let arguments = qemu::arguments(machine, qemu::Serial::Terminal, directory.path());
-            let status = Command::new(qemu::PROGRAM)
+            let status = command(qemu::PROGRAM)
                 .args(arguments)
                 .status()
                 .with_context(|| format!("cannot start {}", qemu::PROGRAM))?;

@@ -7,7 +7,7 @@ pub mod qemu;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use boot::Firmware;
 
@@ -70,6 +70,14 @@ pub struct Machine {
     pub processor: Processor,
 }
 
+/// A command for an emulator that ends when the thread that starts it does: otherwise it would outlive an `xtask` that
+/// is killed. `setpriv`, of util-linux, asks for the signal and becomes the program.
+fn command(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", program]);
+    command
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -123,7 +131,9 @@ impl End {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
     use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
 
     fn end(platform: Platform, code: i32, serial: &str) -> End {
         End::of(platform, ExitStatus::from_raw(code << 8), serial)
@@ -148,6 +158,23 @@ mod tests {
             end(Platform::Bochs, 0, "half a line"),
             End::Emulator(_)
         ));
+    }
+
+    #[test]
+    fn what_a_thread_started_ends_with_it() {
+        let starter = std::thread::spawn(|| {
+            let mut child = command("sh")
+                .args(["-c", "echo; exec sleep 60"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            // It runs, so the signal is asked for.
+            let mut line = [0];
+            child.stdout.take().unwrap().read_exact(&mut line).unwrap();
+            child
+        });
+        let mut child = starter.join().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
 
     #[test]
