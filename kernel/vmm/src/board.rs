@@ -496,7 +496,7 @@ impl<H: Host> Bus for BoardBus<'_, H> {
                 self.door,
                 effect.unwrap_or(chipset::Effect::None),
             );
-            effect.is_some()
+            effect.is_some() || self.write_test_port(port, value)
         } else {
             self.write_test_port(port, value)
         };

@@ -93,6 +93,9 @@ pub struct Test {
     /// Gives guests with a log the host's own time for this answer of the time-stamp counter, from 1, past the log, to
     /// see it noticed; 0: does not.
     pub leak_clock_at: u64,
+    /// Stops guests up to so many instructions before where they are to land, at random, and steps the rest; 0: does
+    /// not.
+    pub skid: u64,
 }
 
 /// When a guest is stopped whatever it does.

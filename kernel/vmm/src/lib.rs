@@ -23,6 +23,7 @@ pub mod machine;
 pub mod memory;
 pub mod nondet;
 pub mod partition;
+pub mod pmu;
 pub mod profile;
 pub mod random;
 pub mod random_state;

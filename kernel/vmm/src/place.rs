@@ -107,6 +107,7 @@ impl<V: Vcpu> Machine<V> {
 
     fn registers(&self) -> Registers {
         Registers {
+            icount: self.vcpu.icount().0,
             rip: self.vcpu.rip(),
             rflags: self.vcpu.rflags().bits(),
             gprs: *self.vcpu.gprs(),

@@ -162,6 +162,7 @@ impl fmt::Display for Divergence {
             let mark = if logged == here { ' ' } else { '*' };
             writeln!(f, "{mark} {name:<6} log {logged:016x} here {here:016x}")
         };
+        row(&"count", recorded.icount, here.icount)?;
         row(&"Rip", recorded.rip, here.rip)?;
         row(&"Rflags", recorded.rflags, here.rflags)?;
         for gpr in Gpr::ALL {

@@ -165,6 +165,7 @@ impl Encoder {
                 put_u64(to, *digest);
                 if let Some(Snapshot { parts, registers }) = snapshot.as_deref() {
                     parts.0.iter().for_each(|part| put_u64(to, *part));
+                    put_u64(to, registers.icount);
                     put_u64(to, registers.rip);
                     put_u64(to, registers.rflags);
                     registers.gprs.0.iter().for_each(|gpr| put_u64(to, *gpr));
@@ -439,12 +440,17 @@ impl<'a> Reader<'a> {
         for part in &mut parts.0 {
             *part = self.u64()?;
         }
-        let (rip, rflags) = (self.u64()?, self.u64()?);
+        let (icount, rip, rflags) = (self.u64()?, self.u64()?, self.u64()?);
         let mut gprs = Gprs::default();
         for gpr in &mut gprs.0 {
             *gpr = self.u64()?;
         }
-        let registers = Registers { rip, rflags, gprs };
+        let registers = Registers {
+            icount,
+            rip,
+            rflags,
+            gprs,
+        };
         Ok(Snapshot { parts, registers })
     }
 }

@@ -121,6 +121,8 @@ pub enum OutputKind {
 /// A register file, for a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
+    /// Instructions retired.
+    pub icount: u64,
     /// Instruction pointer.
     pub rip: u64,
     /// Flags.

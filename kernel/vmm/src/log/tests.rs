@@ -17,11 +17,12 @@ fn any_input() -> impl Strategy<Value = Input> {
 }
 
 fn any_what() -> impl Strategy<Value = What> {
-    let snapshot = any::<([u64; 18], [u64; 7])>().prop_map(|(words, parts)| {
-        let [rip, rflags, gprs @ ..] = words;
+    let snapshot = any::<([u64; 19], [u64; 7])>().prop_map(|(words, parts)| {
+        let [icount, rip, rflags, gprs @ ..] = words;
         Box::new(Snapshot {
             parts: Parts(parts),
             registers: Registers {
+                icount,
                 rip,
                 rflags,
                 gprs: Gprs(gprs),

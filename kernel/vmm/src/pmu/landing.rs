@@ -59,17 +59,16 @@ impl Landing {
     ///
     /// # Errors
     ///
-    /// The target lies behind; or it may: the counter stopped the guest at the target's count, at a repeated
-    /// instruction, some of whose iterations may have been executed.
+    /// The target lies behind; or it may: the counter stopped the guest late, at the target's count. Iterations may have
+    /// been executed since that count was reached, or a fault delivered.
     pub const fn next(&mut self, at: u64, place: Place) -> Result<Move, Passed> {
         let was_armed = core::mem::replace(&mut self.armed, false);
         let Some(left) = self.target.checked_sub(at) else {
             return Err(self.passed(at));
         };
-        let repeat = matches!(place, Place::Repeat);
         if left == 0 {
-            // Without a skid it stopped where the instruction before retired.
-            return if was_armed && repeat && self.margin != 0 {
+            // Without a skid it stopped where the instruction before retired, as a step does.
+            return if was_armed && self.margin != 0 {
                 Err(self.passed(at))
             } else {
                 Ok(Move::Arrived)
@@ -81,7 +80,10 @@ impl Landing {
                 after: left - self.margin,
             });
         }
-        Ok(if repeat { Move::StepOver } else { Move::Step })
+        Ok(match place {
+            Place::Boundary => Move::Step,
+            Place::Repeat => Move::StepOver,
+        })
     }
 
     const fn passed(&self, at: u64) -> Passed {
@@ -124,15 +126,14 @@ mod tests {
         let mut landing = Landing::new(100, 10);
         let passed = |at| Err(Passed { target: 100, at });
         assert_eq!(landing.next(101, Place::Boundary), passed(101));
-        // The whole margin was skidded, into an instruction that does not show how far it is.
+        // The whole margin was skidded: what has happened at this count already cannot be told.
         assert_eq!(
             landing.next(5, Place::Boundary),
             Ok(Move::Arm { after: 85 })
         );
-        assert_eq!(landing.next(100, Place::Repeat), passed(100));
-        assert_eq!(
-            Landing::new(100, 0).next(100, Place::Repeat),
-            Ok(Move::Arrived)
-        );
+        assert_eq!(landing.next(100, Place::Boundary), passed(100));
+        let mut exact = Landing::new(100, 0);
+        assert_eq!(exact.next(5, Place::Boundary), Ok(Move::Arm { after: 95 }));
+        assert_eq!(exact.next(100, Place::Repeat), Ok(Move::Arrived));
     }
 }

@@ -7,8 +7,6 @@
 use arch::regs::Rflags;
 use iced_x86::{Instruction, Mnemonic, Register};
 
-use crate::code::CodeContext;
-
 /// How an instruction treats TF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -163,16 +161,6 @@ pub fn is_repeated(instruction: &Instruction) -> bool {
         && (instruction.has_rep_prefix() || instruction.has_repne_prefix())
 }
 
-/// Where the instruction in the shadow of a load of SS lies.
-#[must_use]
-pub fn behind(context: &CodeContext<'_>, length: u8) -> u64 {
-    let next = context.rip.wrapping_add(u64::from(length));
-    match context.bitness() {
-        64 => next,
-        _ => next & 0xffff_ffff,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,8 +259,7 @@ mod tests {
 
     #[test]
     fn only_a_flag_that_is_not_the_guests_is_taken_from_the_image() {
-        let image =
-            |kind, tf| Step::begin(kind, &mut registers(tf)).image_shows_it();
+        let image = |kind, tf| Step::begin(kind, &mut registers(tf)).image_shows_it();
         assert!(image(Kind::PushFlags, false));
         assert!(!image(Kind::PushFlags, true));
         assert!(!image(Kind::Plain, false));

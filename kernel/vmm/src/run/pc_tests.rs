@@ -48,7 +48,7 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
         &Kind::Pc {
             chips,
             serial: true,
-            test_ports: false,
+            test_ports: true,
         },
         Door::new(host, Mode::Live),
         Limits::default(),
@@ -212,4 +212,19 @@ fn the_host_can_press_the_buttons() {
     assert_eq!(m.run(&mut host, 1000), Some(Stop::SwitchedOff));
     m.operate(Operation::Reset);
     assert_eq!(m.stopped(), Some(Stop::SwitchedOff), "it is off");
+}
+
+#[test]
+fn a_pc_can_have_the_ports_of_test_guests() {
+    let mut host = TestHost::default();
+    let mut m = pc(&[], &mut host);
+    for byte in *b"hi\n" {
+        m.vcpu.state.gprs[Gpr::Rax] = byte.into();
+        m.vcpu.script.push_back(at(0, out_byte(0xe9)));
+        m.run(&mut host, 1000);
+    }
+    assert_eq!(host.lines, ["pc| hi"]);
+    m.vcpu.state.gprs[Gpr::Rax] = 3;
+    m.vcpu.script.push_back(at(0, out_byte(0xf4)));
+    assert_eq!(m.run(&mut host, 1000), Some(Stop::ExitStatus(3)));
 }
