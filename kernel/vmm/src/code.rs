@@ -15,7 +15,7 @@ pub const MAX_INSTRUCTION: usize = 15;
 pub struct CodeContext<'a> {
     /// Paging and mode.
     pub paging: &'a Paging,
-    /// Base of the code segment.
+    /// Base of the code segment; 64-bit code has none.
     pub cs_base: u64,
     /// Attributes of the code segment.
     pub cs_attributes: SegmentAttributes,

@@ -86,13 +86,17 @@ pub fn execute<V: Vcpu>(
 ) -> Outcome {
     let paging = vcpu.paging();
     let cpl = vcpu.cpl();
-    let context = CodeContext {
+    let mut context = CodeContext {
         paging: &paging,
-        cs_base: vcpu.segment_base(SegmentName::Cs),
+        cs_base: 0,
         cs_attributes: vcpu.segment_attributes(SegmentName::Cs),
         cpl,
         rip: vcpu.rip(),
     };
+    let bitness = context.bitness();
+    if bitness != 64 {
+        context.cs_base = vcpu.segment_base(SegmentName::Cs);
+    }
     let code = match fetch(memory, &context) {
         Ok(code) => code,
         Err(CodeError::Walk(error)) => return end(error.into(), [0; MAX_INSTRUCTION]),
@@ -101,7 +105,6 @@ pub fn execute<V: Vcpu>(
             return Outcome::Fault(Event::undefined_opcode(), None);
         }
     };
-    let bitness = context.bitness();
     let Ok(instruction) = cache.decode(&code, &context) else {
         return Outcome::Fault(Event::undefined_opcode(), None);
     };

@@ -14,6 +14,7 @@ const SHADOW: Interruptibility = Interruptibility::STI.union(Interruptibility::M
 const TRAP_BRANCHES_ONLY: u64 = 1 << 1;
 
 impl Vcpu {
+    #[inline]
     pub(super) fn interruptibility(&self) -> Interruptibility {
         Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY))
     }
@@ -44,9 +45,7 @@ impl Vcpu {
         }
         let blocked = self.interruptibility();
         match window {
-            Window::Interrupt => {
-                !blocked.intersects(SHADOW) && self.read_rflags().contains(Rflags::IF)
-            }
+            Window::Interrupt => !blocked.intersects(SHADOW) && self.rflags.contains(Rflags::IF),
             // Some processors refuse an NMI in the shadow of STI, too (SDM 3 28.3.1.5).
             Window::Nmi => !blocked.intersects(SHADOW | Interruptibility::NMI),
         }
@@ -121,28 +120,25 @@ impl Vcpu {
 
     /// Whether the guest traps behind every instruction.
     fn single_steps(&self) -> bool {
-        self.read_rflags().contains(Rflags::TF)
+        self.rflags.contains(Rflags::TF)
             && self.vmcs.read(field::GUEST_DEBUGCTL) & TRAP_BRANCHES_ONLY == 0
     }
 
     /// The instruction at RIP counts as executed: shadows and RF end, and a single step is due.
     #[inline]
     pub(super) fn finish_instruction(&mut self) {
-        let vmcs = self.vmcs.current();
-        let blocked = vmcs.read(field::GUEST_INTERRUPTIBILITY);
-        if blocked & SHADOW.bits() != 0 {
-            vmcs.set(field::GUEST_INTERRUPTIBILITY, blocked & !SHADOW.bits());
+        let blocked = self.interruptibility();
+        if blocked.intersects(SHADOW) {
+            self.set_interruptibility(blocked - SHADOW);
         }
-        let rflags = Rflags::from_bits_retain(vmcs.read(field::GUEST_RFLAGS));
-        if rflags.intersects(Rflags::RF | Rflags::TF) {
-            self.finish_marked_instruction(rflags);
+        if self.rflags.intersects(Rflags::RF | Rflags::TF) {
+            self.finish_marked_instruction();
         }
     }
 
     #[cold]
-    fn finish_marked_instruction(&mut self, rflags: Rflags) {
-        self.vmcs
-            .set(field::GUEST_RFLAGS, (rflags - Rflags::RF).bits());
+    fn finish_marked_instruction(&mut self) {
+        self.store_rflags(self.rflags - Rflags::RF);
         if self.single_steps() {
             let pending = self.vmcs.read(field::GUEST_PENDING_DEBUG);
             let step = PendingDebug::SINGLE_STEP.bits();

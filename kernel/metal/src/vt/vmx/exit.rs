@@ -187,8 +187,9 @@ impl Vcpu {
     #[inline(never)]
     fn ept_violation(&mut self, memory: &mut GuestRam) -> Option<Exit> {
         let cut_off = self.keep_cut_off_event();
-        let gpa = Gpa(self.vmcs.read(field::GUEST_PHYSICAL_ADDRESS));
-        let violation = EptViolation::decode(self.qualification());
+        let vmcs = self.vmcs.current();
+        let gpa = Gpa(vmcs.read(field::GUEST_PHYSICAL_ADDRESS));
+        let violation = EptViolation::decode(vmcs.read(field::EXIT_QUALIFICATION));
         if violation.nmi_unblocked_by_iret && !cut_off {
             self.block_nmi_again();
         }

@@ -36,8 +36,15 @@ const PDPTES: [Field64; 4] = [
 ];
 
 impl Vcpu {
-    pub(super) fn read_rflags(&self) -> Rflags {
-        Rflags::from_bits_retain(self.vmcs.read(field::GUEST_RFLAGS))
+    #[inline]
+    pub(super) fn store_rip(&mut self, rip: u64) {
+        self.rip = rip;
+        self.vmcs.set(field::GUEST_RIP, rip);
+    }
+
+    pub(super) fn store_rflags(&mut self, rflags: Rflags) {
+        self.rflags = rflags;
+        self.vmcs.set(field::GUEST_RFLAGS, rflags.bits());
     }
 
     /// CR0 as the guest reads it.
@@ -244,8 +251,8 @@ impl Vcpu {
         fpu::save(&mut xsave);
         CpuState {
             gprs: self.frame.gprs,
-            rip: self.vmcs.read(field::GUEST_RIP),
-            rflags: self.read_rflags(),
+            rip: self.rip,
+            rflags: self.rflags,
             segments: self.read_segments(),
             gdtr: DescriptorTable {
                 base: self.vmcs.read(field::GUEST_GDTR_BASE),
@@ -291,10 +298,10 @@ impl Vcpu {
         self.frame.gprs = *gprs;
         self.loaded_rsp = gprs[Gpr::Rsp];
         self.vmcs.set(field::GUEST_RSP, gprs[Gpr::Rsp]);
-        self.vmcs.set(field::GUEST_RIP, *rip);
+        self.store_rip(*rip);
         self.pending = *pending;
         self.icount = *icount;
-        self.vmcs.set(field::GUEST_RFLAGS, rflags.bits());
+        self.store_rflags(*rflags);
         for name in SegmentName::ALL {
             self.write_segment(name, &segments[name]);
         }
@@ -341,8 +348,8 @@ impl Vcpu {
             debugctl: vmcs.read(field::GUEST_DEBUGCTL),
             sysenter_esp: vmcs.read(field::GUEST_SYSENTER_ESP),
             sysenter_eip: vmcs.read(field::GUEST_SYSENTER_EIP),
-            rip: vmcs.read(field::GUEST_RIP),
-            rflags: self.read_rflags(),
+            rip: self.rip,
+            rflags: self.rflags,
             segments: self.read_segments(),
             gdtr_base: vmcs.read(field::GUEST_GDTR_BASE),
             gdtr_limit: vmcs.read(field::GUEST_GDTR_LIMIT),

@@ -70,6 +70,9 @@ pub struct Vcpu {
     pub(super) vpid: Option<u16>,
     pub(super) counting: Counting,
     pub(super) icount: u64,
+    /// RIP and RFLAGS as they are in the VMCS: read at each exit, since hardly any is handled without them.
+    pub(super) rip: u64,
+    pub(super) rflags: Rflags,
     pub(super) counts: HostLocalCounts,
     /// RSP as it is in the VMCS: written back only if it differs.
     pub(super) loaded_rsp: u64,
@@ -120,6 +123,8 @@ impl Vcpu {
             vpid,
             counting: vmx.counting,
             icount: 0,
+            rip: state.rip,
+            rflags: state.rflags,
             counts: HostLocalCounts::default(),
             loaded_rsp: 0,
             pending: None,
@@ -169,6 +174,8 @@ impl Vcpu {
         let rsp = vmcs.read(field::GUEST_RSP);
         self.frame.gprs[Gpr::Rsp] = rsp;
         self.loaded_rsp = rsp;
+        self.rip = vmcs.read(field::GUEST_RIP);
+        self.rflags = Rflags::from_bits_retain(vmcs.read(field::GUEST_RFLAGS));
         let retired = self.counting.retired(&self.frame);
         self.icount = self.icount.wrapping_add(retired);
         self.count_host_ticks();
@@ -272,12 +279,11 @@ impl vmm::cpu::Vcpu for Vcpu {
 
     #[inline]
     fn advance_by(&mut self, length: u8) {
-        let vmcs = self.vmcs.current();
-        let mut next = vmcs.read(field::GUEST_RIP).wrapping_add(u64::from(length));
+        let mut next = self.rip.wrapping_add(u64::from(length));
         if next >> 32 != 0 && !self.in_64_bit_mode() {
             next &= 0xffff_ffff;
         }
-        vmcs.set(field::GUEST_RIP, next);
+        self.store_rip(next);
         if matches!(self.counting, Counting::Tsc { .. }) {
             self.icount = self.icount.wrapping_add(1);
         }
@@ -313,19 +319,19 @@ impl vmm::cpu::Vcpu for Vcpu {
     }
 
     fn rip(&self) -> u64 {
-        self.vmcs.read(field::GUEST_RIP)
+        self.rip
     }
 
     fn set_rip(&mut self, rip: u64) {
-        self.vmcs.set(field::GUEST_RIP, rip);
+        self.store_rip(rip);
     }
 
     fn rflags(&self) -> Rflags {
-        self.read_rflags()
+        self.rflags
     }
 
     fn set_rflags(&mut self, rflags: Rflags) {
-        self.vmcs.set(field::GUEST_RFLAGS, rflags.bits());
+        self.store_rflags(rflags);
         self.align_single_step();
     }
 
