@@ -111,6 +111,24 @@ pub fn build(
     }
 }
 
+/// Adds a partition of `bytes` for the log of a recorded guest to an MBR disk.
+///
+/// # Errors
+///
+/// The disk cannot be written, or has no room in its partition table.
+pub fn add_log_partition(disk: &Path, bytes: u64) -> Result<(), ImageError> {
+    disk::append_log(disk, bytes)
+}
+
+/// The log that a recorded guest left on an MBR disk; `None` if there is none.
+///
+/// # Errors
+///
+/// The disk cannot be read.
+pub fn read_log(disk: &Path) -> Result<Option<Vec<u8>>, ImageError> {
+    disk::read_log(disk)
+}
+
 fn run(command: &mut Command) -> Result<(), ImageError> {
     let program = PathBuf::from(command.get_program());
     let output = command

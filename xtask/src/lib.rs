@@ -10,6 +10,7 @@ pub mod guests;
 pub mod linux;
 pub mod needs;
 pub mod progress;
+pub mod recording;
 pub mod serial;
 pub mod simd;
 pub mod verbs;

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use xtask::verbs::{bench, build, image, run, setup, sim, test};
+use xtask::verbs::{bench, build, image, replay, run, setup, sim, test};
 
 #[derive(Parser)]
 #[command(
@@ -18,6 +18,7 @@ enum Verb {
     Build(build::Arguments),
     Image(image::Arguments),
     Run(run::Arguments),
+    Replay(replay::Arguments),
     Test(test::Arguments),
     Bench(bench::Arguments),
     Sim(sim::Arguments),
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         Verb::Build(arguments) => build::run(&arguments),
         Verb::Image(arguments) => image::run(&arguments),
         Verb::Run(arguments) => run::run(&arguments),
+        Verb::Replay(arguments) => replay::run(&arguments),
         Verb::Test(arguments) => test::run(&arguments),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Sim(arguments) => sim::run(&arguments),

@@ -5,6 +5,7 @@ mod bench_boot;
 pub mod bench_link;
 pub mod build;
 pub mod image;
+pub mod replay;
 pub mod run;
 pub mod setup;
 pub mod sim;

@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// What runs.
 #[derive(Debug)]
-enum Guest {
+pub(super) enum Guest {
     /// A configuration and its files.
     Configured(String, Vec<GuestFile>),
     /// A test guest.
@@ -90,7 +90,7 @@ enum Guest {
 }
 
 impl Guest {
-    fn choose(arguments: &Arguments) -> Result<Self> {
+    pub(super) fn choose(arguments: &Arguments) -> Result<Self> {
         if let Some(path) = &arguments.config {
             let (text, files) = read_config(path)?;
             return Ok(Guest::Configured(text, files));
@@ -120,7 +120,7 @@ impl Guest {
     }
 
     /// The configuration and the guest files; compiles or downloads what is missing.
-    fn files(self, arguments: &Arguments) -> Result<(String, Vec<GuestFile>)> {
+    pub(super) fn files(self, arguments: &Arguments) -> Result<(String, Vec<GuestFile>)> {
         let platform = arguments.platform;
         match self {
             Guest::Configured(text, files) => Ok((text, files)),
@@ -173,7 +173,7 @@ pub fn check_platform(platform: Platform, firmware: Firmware) -> Result<()> {
     }
 }
 
-fn report(end: &End) -> Result<()> {
+pub(super) fn report(end: &End) -> Result<()> {
     match end {
         End::Success => Ok(()),
         // Ctrl-A x, or a host that was told to switch off.
