@@ -109,6 +109,10 @@ fn kernel_in(target: &Path) -> PathBuf {
     target.join(BARE_TARGET).join("kernel").join("duet")
 }
 
+/// Profiles of the boot loader's stages that ask for full optimisation, of which most goes into a `core` of each stage's
+/// own. What the stages do is wait for the disk.
+const STAGES: [&str; 3] = ["STAGE_3", "STAGE_4", "RELEASE"];
+
 /// The cargo command `verb` on the boot loader's image builder, and the program that "build" makes.
 ///
 /// It has a target directory of its own, always the checkout's: crates that look at `RUSTC_BOOTSTRAP` would
@@ -121,6 +125,11 @@ pub fn loader_command(verb: &str) -> (Command, PathBuf) {
         .env("RUSTC_BOOTSTRAP", "1")
         .args([verb, "--quiet", "--package", "loader", "--target-dir"])
         .arg(&target);
+    for stage in STAGES {
+        command
+            .env(format!("CARGO_PROFILE_{stage}_OPT_LEVEL"), "1")
+            .env(format!("CARGO_PROFILE_{stage}_DEBUG"), "false");
+    }
     (command, target.join("debug").join("loader"))
 }
 

@@ -1,7 +1,8 @@
 //! Everything a run needs, compiled once, and the number of emulators that may run at the same time.
 
+use std::collections::BinaryHeap;
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -62,14 +63,14 @@ impl Lab {
         self.directory.join(format!("{name}.img"))
     }
 
-    /// Runs a machine to its end when one of the places for emulators is free. The log stays; the disk goes
-    /// if the run ended in order.
+    /// Runs a machine to its end when one of the places for emulators is free. The largest machine that waits is the
+    /// next: most guests run on it, and a long run that comes last leaves the other processors idle.
     ///
     /// # Errors
     ///
     /// The emulator cannot be started.
     pub fn run(&self, name: &str, machine: &Machine) -> Result<batch::Outcome> {
-        let place = Place::take();
+        let place = Place::take(machine.memory_mib);
         let log = self.directory.join(format!("{name}.log"));
         let outcome = batch::run(machine, &log, TIMEOUT).context("running the emulator")?;
         drop(place);
@@ -80,24 +81,40 @@ impl Lab {
 /// One of the places for emulators, given back when dropped.
 struct Place;
 
-static TAKEN: Mutex<usize> = Mutex::new(0);
-static FREED: Condvar = Condvar::new();
+struct Places {
+    taken: usize,
+    /// Sizes of the machines that wait for a place.
+    waiting: BinaryHeap<u32>,
+}
+
+static PLACES: Mutex<Places> = Mutex::new(Places {
+    taken: 0,
+    waiting: BinaryHeap::new(),
+});
+static CHANGED: Condvar = Condvar::new();
+
+fn places() -> MutexGuard<'static, Places> {
+    PLACES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Place {
-    fn take() -> Self {
-        let places = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken >= places {
-            taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
+    fn take(size: u32) -> Self {
+        let limit = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut places = places();
+        places.waiting.push(size);
+        while places.taken >= limit || places.waiting.peek() != Some(&size) {
+            places = CHANGED.wait(places).unwrap_or_else(PoisonError::into_inner);
         }
-        *taken += 1;
+        places.waiting.pop();
+        places.taken += 1;
+        CHANGED.notify_all();
         Self
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        FREED.notify_one();
+        places().taken -= 1;
+        CHANGED.notify_all();
     }
 }

@@ -22,6 +22,8 @@ pub struct Sandbox {
     cr3: u64,
     cr4: u64,
     efer: u64,
+    /// There is a generator that can end what runs too long.
+    watchdog: bool,
 }
 
 fn on_event(frame: &mut Frame) {
@@ -58,19 +60,20 @@ impl Sandbox {
             cr3: cpu::cr3(),
             cr4: cpu::cr4(),
             efer: cpu::rdmsr(cpu::msr::EFER),
+            watchdog: generator::present(),
         }
     }
 
     /// Runs `code` for at most about `limit` instructions, if there is a generator.
     pub fn run<F: FnMut()>(&self, limit: u32, mut code: F) -> Option<Fault> {
-        if generator::present() {
+        if self.watchdog {
             // An NMI gets through whatever the code does to IF.
             cpu::out32(generator::DELAY, limit);
             cpu::out32(generator::RAISE, generator::NMI | u32::from(WATCHDOG));
         }
         let fault = idt::catch(&mut code);
         self.repair();
-        if generator::present() {
+        if self.watchdog {
             // Takes the watchdog's place: one that can wait for ever, since IF is 0.
             generator::raise(WATCHDOG, u32::MAX);
         }

@@ -1,8 +1,9 @@
 //! `cargo xtask test`: style, host tests, and Duet in the emulators.
 
+use std::io::Write;
 use std::process::Command;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::artifacts::{Artifacts, loader_command};
 use crate::emulator::Platform;
@@ -54,14 +55,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.full {
         lint_loader()?;
     }
-    check(&mut tests(arguments))
+    run_tests(arguments)
+}
+
+/// Runs the tests of this machine beside the emulators, which leave a processor idle while a guest sleeps. Their
+/// output comes behind that of the emulators.
+fn run_tests(arguments: &Arguments) -> Result<()> {
+    let mut host = tests(arguments, &["--exclude", "emu"]);
+    let host = std::thread::spawn(move || host.output());
+    let emulated = check(&mut tests(arguments, &["--test", "emulators"]));
+    let host = host
+        .join()
+        .map_err(|_| anyhow!("the thread that runs the host's tests panicked"))?
+        .context("cannot start cargo")?;
+    std::io::stderr().write_all(&host.stderr)?;
+    std::io::stdout().write_all(&host.stdout)?;
+    emulated?;
+    ensure!(host.status.success(), "cargo test failed: {}", host.status);
+    Ok(())
 }
 
 fn compile_host(arguments: &Arguments) -> Result<()> {
     if arguments.filter.is_none() {
         lint()?;
     }
-    let mut tests = tests(arguments);
+    let mut tests = tests(arguments, &[]);
     progress::quietly("compiling the tests", tests.args(["--no-run", "--quiet"]))
 }
 
@@ -94,7 +112,9 @@ fn lint() -> Result<()> {
     progress::quietly(
         "linting what runs on bare metal",
         cargo()
-            .args(["clippy", "--quiet", "--target", BARE_TARGET])
+            // In the profile of the build, with which it shares what is compiled for this machine.
+            .args(["clippy", "--quiet", "--profile", "kernel"])
+            .args(["--target", BARE_TARGET])
             .args(["--package", "metal", "--package", "guests"])
             .args(DENY_WARNINGS),
     )
@@ -108,11 +128,13 @@ fn lint_loader() -> Result<()> {
     )
 }
 
-fn tests(arguments: &Arguments) -> Command {
+/// The command that runs them, or those that cargo's further arguments `which` select.
+fn tests(arguments: &Arguments, which: &[&str]) -> Command {
     let mut command = cargo();
     command
         .args(["test", "--no-fail-fast"])
         .args(HOST_PACKAGES)
+        .args(which)
         .args(&arguments.filter);
     if let Some(platform) = arguments.platform {
         command.env(PLATFORM_VARIABLE, platform.to_string());
