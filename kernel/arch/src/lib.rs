@@ -18,6 +18,7 @@ pub mod event;
 pub mod flags;
 pub mod msr;
 pub mod npt;
+pub mod pmu;
 pub mod regs;
 pub mod svm;
 pub mod vmx;

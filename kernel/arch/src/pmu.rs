@@ -129,9 +129,9 @@ pub mod intel {
     /// How many instructions before its target a counter has to overflow.
     #[must_use]
     pub fn margin(signature: Signature) -> u64 {
-        let listed = BRANCHES.iter().find(|(models, _)| {
-            signature.family == 6 && models.contains(&signature.model)
-        });
+        let listed = BRANCHES
+            .iter()
+            .find(|(models, _)| signature.family == 6 && models.contains(&signature.model));
         listed.map_or(BRANCHES_UNKNOWN, |(_, branches)| *branches) * INSTRUCTIONS_PER_BRANCH
     }
 }
@@ -176,7 +176,11 @@ mod tests {
     #[test]
     fn families_and_models_of_known_processors() {
         let is = |eax, family, model| {
-            assert_eq!(Signature::decode(eax), Signature { family, model }, "{eax:#x}");
+            assert_eq!(
+                Signature::decode(eax),
+                Signature { family, model },
+                "{eax:#x}"
+            );
         };
         is(0x0005_0654, 6, 0x55);
         is(0x000c_06f2, 6, 0xcf);

@@ -106,7 +106,7 @@ fn run_on<B: Backend>(
     mut host: BareMetal,
 ) -> Outcome {
     log::info!("guests are run by {}", B::NAME);
-    vt::prove_counter(&mut backend, config.test.counter_skew, host.random());
+    vt::prove_counter(&mut backend, &config.test, host.random());
     if config.test.random_states != 0 {
         vt::try_random_states(&backend, config.test.random_states);
     }

@@ -24,9 +24,12 @@ impl ExitCode {
     pub const CR0_SELECTIVE_WRITE: Self = Self(0x65);
     pub const RDTSC: Self = Self(0x6e);
     pub const RDPMC: Self = Self(0x6f);
+    pub const PUSHF: Self = Self(0x70);
+    pub const POPF: Self = Self(0x71);
     pub const CPUID: Self = Self(0x72);
     pub const RSM: Self = Self(0x73);
     pub const IRET: Self = Self(0x74);
+    pub const INT_N: Self = Self(0x75);
     pub const INVD: Self = Self(0x76);
     pub const HLT: Self = Self(0x78);
     pub const INVLPG: Self = Self(0x79);

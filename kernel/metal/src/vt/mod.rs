@@ -9,7 +9,9 @@ pub mod vmx;
 
 use core::fmt;
 
+use vmm::config::Test;
 use vmm::cpu::{CounterKind, Vcpu};
+use vmm::pmu::Skid;
 use vmm::{random_state, selftest};
 
 use crate::guest_ram::GuestRam;
@@ -40,6 +42,9 @@ pub trait Backend {
 
     /// Virtual processors made from now on count exits instead of instructions.
     fn reject_counter(&mut self);
+
+    /// Virtual processors made from now on stop early by this, and step the rest.
+    fn set_skid(&mut self, skid: Option<Skid>);
 
     /// Makes the calibrated cost of an entry wrong by `ticks`, for the test that a wrong counter is
     /// noticed.
@@ -94,12 +99,13 @@ impl Vendor {
     }
 }
 
-/// Calibrates the instruction counter and lets it prove itself; takes it away if it cannot. `skew` makes it
-/// wrong on purpose.
-pub fn prove_counter<B: Backend>(backend: &mut B, skew: i64, seed: u64) {
+/// Calibrates the instruction counter and lets it prove itself; takes it away if it cannot. `test` can make it
+/// wrong on purpose, and landings stepped.
+pub fn prove_counter<B: Backend>(backend: &mut B, test: &Test, seed: u64) {
     match backend.calibrate() {
         Ok(CounterKind::Tsc) => {
-            backend.skew_counter(skew);
+            backend.skew_counter(test.counter_skew);
+            backend.set_skid(Skid::new(test.skid, seed));
             match proof(backend, seed) {
                 Ok(proof) => {
                     log::info!(
@@ -116,6 +122,7 @@ pub fn prove_counter<B: Backend>(backend: &mut B, skew: i64, seed: u64) {
         Err(error) => log::error!("counter: not calibrated: {error}"),
     }
     backend.reject_counter();
+    backend.set_skid(None);
     log::warn!("counter: none is exact; events are delivered at deterministic exits only");
 }
 

@@ -77,11 +77,7 @@ impl Counter {
                 registers::PMC0
             },
             // What is written to PMC0 is extended by its bit 31 (SDM 3 21.2.8).
-            longest: if full {
-                1 << (leaf.width - 1)
-            } else {
-                1 << 31
-            },
+            longest: if full { 1 << (leaf.width - 1) } else { 1 << 31 },
         })
     }
 

@@ -120,7 +120,7 @@ impl Step {
             Kind::PopFlags => (registers.rflags.contains(Rflags::TF), guests),
             Kind::SystemCall => {
                 registers.sfmask = self.before.sfmask;
-                registers.r11 = registers.r11 & !TF | u64::from(guests) * TF;
+                registers.r11 = registers.r11 & !TF | if guests { TF } else { 0 };
                 let left = guests && self.before.sfmask & TF == 0;
                 (left, left)
             }

@@ -102,6 +102,11 @@ impl Vcpu {
     #[cold]
     #[inline(never)]
     pub(super) fn instruction(&self, memory: &GuestRam) -> Option<Instruction> {
+        self.instruction_at(memory, self.vmcb.save.rip)
+    }
+
+    /// Decodes the instruction at this offset.
+    pub(super) fn instruction_at(&self, memory: &GuestRam, rip: u64) -> Option<Instruction> {
         let paging = self.paging_registers();
         let cs = Segment::from(self.vmcb.save.cs);
         let context = CodeContext {
@@ -109,7 +114,7 @@ impl Vcpu {
             cs_base: cs.base,
             cs_attributes: cs.attributes,
             cpl: self.vmcb.save.cpl,
-            rip: self.vmcb.save.rip,
+            rip,
         };
         let code = fetch(memory, &context).ok()?;
         let bytes = code.bytes.get(..usize::from(code.length))?;

@@ -66,10 +66,12 @@ impl Counting {
         }
     }
 
-    /// What to write to the timer so that the guest runs for `ticks`.
+    /// What to write to the timer so that the guest runs for `ticks`; with 0 an interrupt of the host is pending before
+    /// VMRUN already, so that only an event is delivered.
     #[inline]
     fn timer_ticks(&self, ticks: u64) -> u64 {
         match self {
+            _ if ticks == 0 => 1,
             Self::Tsc(constants) => ticks.min(LONGEST).wrapping_add(constants.lead),
             Self::ExitOrdinal { timer_ratio } => (ticks.min(LONGEST).wrapping_mul(*timer_ratio)
                 >> 16)

@@ -1,8 +1,9 @@
 //! Delivery of events to the guest: injection, cut-off events, windows, NMI blocking.
 //!
-//! Interrupts are injected as virtual interrupts without an intercept, never by EVENTINJ: QEMU's translator
-//! delivers an injected interrupt twice when its instruction counter runs out behind it. A virtual
-//! interrupt that was not taken when the guest stops is taken back, so between two runs `pending` is the whole truth.
+//! Interrupts are injected as virtual interrupts without an intercept, not by EVENTINJ: QEMU's translator
+//! delivers an injected interrupt twice when its instruction counter runs out behind it. (It does not where an interrupt
+//! of the host is pending already: a step delivers by EVENTINJ.) A virtual interrupt that was not taken when the guest
+//! stops is taken back, so between two runs `pending` is the whole truth.
 
 use arch::event::{Event, EventKind};
 use arch::regs::Rflags;
@@ -42,6 +43,8 @@ pub(super) struct Events {
     pub(super) nmi: Nmi,
     pub(super) interrupt_window: bool,
     pub(super) nmi_window: bool,
+    /// The next entry ends behind the delivery: an interrupt of the host is pending, which goes before a virtual one.
+    pub(super) stops_behind: bool,
     virtual_interrupt: VirtualInterrupt,
     /// RIP and RSP at the last entry that delivered something.
     entered_at: (u64, u64),
@@ -53,6 +56,7 @@ impl Events {
         nmi: Nmi::Open,
         interrupt_window: false,
         nmi_window: false,
+        stops_behind: false,
         virtual_interrupt: VirtualInterrupt::None,
         entered_at: (0, 0),
     };
@@ -122,7 +126,11 @@ impl Vcpu {
                         reason: "APM 2 15.21.4: an interrupt is pending that the guest cannot take",
                     });
                 }
-                self.arm_virtual_interrupt(VirtualInterrupt::Injected, event.vector);
+                if self.events.stops_behind {
+                    self.vmcb.control.event_injection = encode(event);
+                } else {
+                    self.arm_virtual_interrupt(VirtualInterrupt::Injected, event.vector);
+                }
             }
             EventKind::Nmi => {
                 self.vmcb.control.event_injection = encode(event);

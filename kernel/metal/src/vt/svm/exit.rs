@@ -28,9 +28,9 @@ pub(super) enum Next {
 /// a #DB exit is what that exception adds; the guest's own DR6 is kept apart.
 pub(super) const DR6_NEUTRAL: u64 = 0xffff_0ff0;
 /// DR6.BS: a single step.
-const DR6_SINGLE_STEP: u64 = 1 << 14;
+pub(super) const DR6_SINGLE_STEP: u64 = 1 << 14;
 /// B0 … B3, BD, BS, BT.
-const DR6_CAUSES: u64 = 0xe00f;
+pub(super) const DR6_CAUSES: u64 = 0xe00f;
 
 /// An instruction without prefixes: its first bytes, those of their bits that count, its length.
 #[derive(Clone, Copy)]

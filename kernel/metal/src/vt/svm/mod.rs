@@ -13,6 +13,7 @@ mod event;
 mod exit;
 mod live;
 mod state;
+mod step;
 mod vcpu;
 
 use alloc::boxed::Box;
@@ -22,6 +23,7 @@ use arch::addr::Hpa;
 use arch::msr;
 use arch::regs::Efer;
 use vmm::cpu::CounterKind;
+use vmm::pmu::Skid;
 
 pub use self::capabilities::{Capabilities, Unsupported};
 pub use self::counter::Counting;
@@ -68,6 +70,7 @@ pub struct Svm {
     capabilities: Capabilities,
     bitmaps: Bitmaps,
     counting: Counting,
+    skid: Option<Skid>,
 }
 
 impl Svm {
@@ -112,6 +115,7 @@ impl Svm {
             capabilities,
             bitmaps,
             counting: Counting::ExitOrdinal { timer_ratio: 0 },
+            skid: None,
         })
     }
 

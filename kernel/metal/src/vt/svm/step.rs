@@ -9,10 +9,8 @@
 use arch::addr::Gva;
 use arch::event::{Event, EventKind, vector};
 use arch::regs::{Efer, Gpr, Rflags, SegmentAttributes, SegmentName};
-use arch::svm::control::{CleanBits, Intercepts1, InterruptState};
+use arch::svm::control::{CleanBits, Intercepts1};
 use arch::svm::exit::ExitCode;
-use iced_x86::Instruction;
-use vmm::code::{CodeContext, decode_at};
 use vmm::cpu::{CounterKind, Exit};
 use vmm::memory::GuestMemory;
 use vmm::pmu::landing::{Move, Passed, Place};
@@ -95,39 +93,28 @@ impl Vcpu {
         }
     }
 
-    fn context<'a>(&self, paging: &'a arch::regs::Paging) -> CodeContext<'a> {
-        CodeContext {
-            paging,
-            cs_base: self.vmcb.save.cs.base,
-            cs_attributes: self.attributes_of(SegmentName::Cs),
-            cpl: self.vmcb.save.cpl,
-            rip: self.vmcb.save.rip,
-        }
-    }
-
-    fn kind_at(&self, memory: &GuestRam, context: &CodeContext<'_>) -> Kind {
-        // What cannot be read faults, or is executed from a translation that the tables no longer show.
-        let instruction: Option<Instruction> = decode_at(memory, context);
+    fn kind_at(&self, memory: &GuestRam, rip: u64) -> Kind {
         let rflags = Rflags::from_bits_retain(self.vmcb.save.rflags);
         let long_mode = self.vmcb.save.efer & Efer::LMA.bits() != 0;
-        instruction.map_or(Kind::Plain, |i| step::kind(&i, rflags, long_mode))
+        // What cannot be read faults, or is executed from a translation that the tables no longer show.
+        self.instruction_at(memory, rip)
+            .map_or(Kind::Plain, |i| step::kind(&i, rflags, long_mode))
     }
 
     /// Sets the block for one instruction. Returns the ticks to enter with.
     fn begin_step(&mut self, memory: &GuestRam) -> u64 {
-        let paging = self.paging_registers();
-        let mut context = self.context(&paging);
+        let rip = self.vmcb.save.rip;
         let exceptions = self.vmcb.control.intercept_exceptions;
         let mut added = Intercepts1::empty();
-        let kind = match self.kind_at(memory, &context) {
+        let kind = match self.kind_at(memory, rip) {
             Kind::Interrupt { vector, length } => {
                 self.begin_interrupt(vector, length);
                 return 0;
             }
             Kind::LoadSs { length } => {
-                context.rip = step::behind(&context, length);
                 added = SHOWING - self.vmcb.control.intercepts_1;
-                step::behind_shadow(self.kind_at(memory, &context))
+                let next = rip.wrapping_add(u64::from(length));
+                step::behind_shadow(self.kind_at(memory, next))
             }
             kind => kind,
         };
@@ -276,11 +263,6 @@ impl Vcpu {
 
     /// Whether the guest stands where no landing is.
     pub(super) fn has_to_leave_shadow(&self) -> bool {
-        self.landing.is_some()
-            && self
-                .vmcb
-                .control
-                .interrupt_state
-                .contains(InterruptState::SHADOW)
+        self.landing.is_some() && self.in_shadow()
     }
 }

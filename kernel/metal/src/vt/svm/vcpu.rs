@@ -15,6 +15,8 @@ use arch::svm::entry_check;
 use arch::svm::exit::ExitCode;
 use arch::svm::vmcb::SaveArea;
 use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
+use vmm::pmu::Skid;
+use vmm::pmu::landing::Landing;
 
 use super::code::CodePage;
 use super::control::ControlBlock;
@@ -23,6 +25,7 @@ use super::entry::{self, EntryBlock};
 use super::event::{Events, Reach};
 use super::exit::Next;
 use super::live::LiveState;
+use super::step::UnderWay;
 use super::{Capabilities, Processor, Svm};
 use crate::guest_ram::GuestRam;
 use crate::vt::nested::{Format, NestedTables};
@@ -103,6 +106,11 @@ pub struct Vcpu {
     /// The last exit was a first touch of RAM.
     pub(super) after_ram_fault: bool,
     pub(super) capabilities: Capabilities,
+    /// The test switch by which landings are stepped.
+    skid: Option<Skid>,
+    /// The way to where this run is to land, if that is stepped.
+    pub(super) landing: Option<Landing>,
+    pub(super) under_way: Option<UnderWay>,
     processor: &'static Processor,
     backup: Option<Backup>,
 }
@@ -155,6 +163,9 @@ impl Vcpu {
             counts: HostLocalCounts::default(),
             after_ram_fault: false,
             capabilities: svm.capabilities,
+            skid: svm.skid,
+            landing: None,
+            under_way: None,
             processor: svm.processor,
             backup: None,
         };
@@ -190,8 +201,11 @@ impl Vcpu {
     }
 
     fn look_again(&mut self) {
-        self.attention =
-            self.unchecked || self.flush || self.has_breakpoints() || !self.events.is_quiet();
+        self.attention = self.unchecked
+            || self.flush
+            || self.has_breakpoints()
+            || !self.events.is_quiet()
+            || self.skid.is_some();
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -294,9 +308,8 @@ impl Vcpu {
                 ticks = ticks.min(until.wrapping_sub(self.icount));
             }
             if self.attention || !self.live.is_loaded() {
-                match self.prepare() {
-                    Ok(Reach::Free) => {}
-                    Ok(Reach::Step) => ticks = 1,
+                match self.get_ready(memory, until, ticks) {
+                    Ok(ready) => ticks = ready,
                     Err(exit) => return exit,
                 }
             }
@@ -307,6 +320,7 @@ impl Vcpu {
             }
             let cut_off = self.vmcb.control.exit_interrupt_info & 1 << 31 != 0;
             if self.attention || cut_off {
+                self.end_step(memory);
                 self.settle(retired);
             }
             // The commonest exits carry nothing: they need not go through `Next`.
@@ -320,7 +334,7 @@ impl Vcpu {
                 Next::Again => false,
                 Next::Interrupted => true,
             };
-            if exact && self.icount >= until {
+            if exact && self.icount >= until && !self.has_to_leave_shadow() {
                 return Exit::Landed;
             }
             let started = *first_entry.get_or_insert(self.block.tsc_entry);
@@ -348,6 +362,9 @@ impl vmm::cpu::Vcpu for Vcpu {
     fn run(&mut self, memory: &mut GuestRam, until: Icount, budget: u64) -> Exit {
         if until.0 <= self.icount {
             return Exit::Landed;
+        }
+        if let Some(skid) = &mut self.skid {
+            self.landing = Some(Landing::new(until.0, skid.margin()));
         }
         let exit = self.run_guest(memory, until.0, budget);
         if self.counting.kind() == CounterKind::ExitOrdinal

@@ -1,6 +1,7 @@
 //! What the rest of the host asks of VT-x.
 
 use vmm::cpu::CounterKind;
+use vmm::pmu::Skid;
 
 use super::{Counting, NewError, Vcpu, Vmx};
 use crate::vt::Backend;
@@ -20,6 +21,10 @@ impl Backend for Vmx {
 
     fn reject_counter(&mut self) {
         self.counting = Counting::ExitOrdinal;
+    }
+
+    fn set_skid(&mut self, skid: Option<Skid>) {
+        self.skid = skid;
     }
 
     fn skew_counter(&mut self, ticks: i64) {

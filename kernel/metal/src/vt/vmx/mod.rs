@@ -11,6 +11,7 @@ mod exit;
 mod live;
 mod setup;
 mod state;
+mod step;
 mod vcpu;
 
 use alloc::boxed::Box;
@@ -24,6 +25,7 @@ use arch::msr;
 use arch::regs::{Cr0, Cr4};
 use arch::vmx::capability::{Capabilities, Missing};
 use vmm::cpu::CounterKind;
+use vmm::pmu::Skid;
 
 use crate::mem::{frames, physmap};
 use crate::x86;
@@ -82,6 +84,7 @@ pub struct Vmx {
     capabilities: Capabilities,
     msr_bitmap: Hpa,
     counting: Counting,
+    skid: Option<Skid>,
 }
 
 impl Vmx {
@@ -143,6 +146,7 @@ impl Vmx {
             capabilities,
             msr_bitmap,
             counting: Counting::ExitOrdinal,
+            skid: None,
         })
     }
 

@@ -15,6 +15,8 @@ use arch::vmx::control::PrimaryControls;
 use arch::vmx::exit::{ENTRY_FAILED, ExitReason};
 use arch::vmx::field::{self, SegmentFields};
 use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
+use vmm::pmu::Skid;
+use vmm::pmu::landing::Landing;
 
 use super::control::{self, Vmcs};
 use super::counter::Counting;
@@ -86,6 +88,10 @@ pub struct Vcpu {
     pub(super) refused: Option<&'static str>,
     /// The next entry ends a first touch of RAM.
     pub(super) entry_is_for_ram: bool,
+    /// The test switch by which landings are stepped.
+    pub(super) skid: Option<Skid>,
+    /// The way to where this run is to land, if that is stepped.
+    pub(super) landing: Option<Landing>,
     launched: bool,
     /// TSC at the last exit, or at the first call of `run`; 0 before that.
     last_exit_tsc: u64,
@@ -132,6 +138,8 @@ impl Vcpu {
             loaded_windows: PrimaryControls::empty(),
             refused: None,
             entry_is_for_ram: false,
+            skid: vmx.skid,
+            landing: None,
             launched: false,
             last_exit_tsc: 0,
         };
@@ -210,7 +218,11 @@ impl Vcpu {
                 return Exit::Landed;
             }
             let shift = self.capabilities.timer_shift;
-            let timer = self.counting.timer(instructions, left, shift);
+            let reach = match self.landing {
+                None => instructions,
+                Some(_) => self.approach(instructions),
+            };
+            let timer = self.counting.timer(reach, left, shift);
             let reason = match self.enter_once(timer) {
                 Ok(reason) => reason,
                 Err(refused) => return refused,
@@ -256,6 +268,9 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.own();
         if self.last_exit_tsc == 0 {
             self.last_exit_tsc = x86::rdtsc();
+        }
+        if let Some(skid) = &mut self.skid {
+            self.landing = Some(Landing::new(until.0, skid.margin()));
         }
         let exit = self.run_until(memory, until.0, budget);
         if self.counting == Counting::ExitOrdinal && exit.kind() == ExitKind::Deterministic {
