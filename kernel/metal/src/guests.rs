@@ -11,10 +11,10 @@ use chacha20::rand_core::{Rng, SeedableRng};
 use devices::acpi_pm::TimerWidth;
 use devices::chipset;
 use vmm::board::Kind;
-use vmm::config::{Config, Console, Cpu, Guest, Log};
+use vmm::config::{Config, Console, Cpu, Guest, Image, Log};
 use vmm::cpu::Vcpu;
 use vmm::host::Host;
-use vmm::load::{GuestFiles, load};
+use vmm::load::{self, GuestFiles, load};
 use vmm::log::header::Header;
 use vmm::machine::{Machine, Stop};
 use vmm::memory::GuestMemory;
@@ -310,6 +310,7 @@ impl<B: Backend> Room<'_, B> {
         let mut door = Door::new(self.host, mode);
         // What is asked before the first exit is asked while the machine is made.
         feed(&kept, archive, &mut cursor, &mut door);
+        seed(&guest.image, &mut memory, &mut door, self.host);
         let test = &self.config.test;
         if test.leak_clock_at != 0 && !door.is_live() {
             door.leak_clock_at(test.leak_clock_at);
@@ -356,7 +357,7 @@ impl<B: Backend> Room<'_, B> {
             return Turn::Runs(running.machine.idle_until().unwrap_or(0));
         };
         if let (Stop::Reset, Some(archive)) = (stop, &self.archive)
-            && restart(running.guest, archive, &mut running.machine)
+            && restart(running.guest, archive, &mut running.machine, self.host)
         {
             return Turn::Runs(0);
         }
@@ -369,12 +370,15 @@ fn restart<V: Vcpu<Memory = GuestRam>>(
     guest: &Guest,
     archive: &Archive,
     machine: &mut Machine<V>,
+    host: &mut BareMetal,
 ) -> bool {
     log::info!("vm {}: reset", guest.name);
     let memory = machine.memory();
     memory.clear();
     match load(&guest.image, archive, memory) {
         Ok(state) => {
+            let (memory, door) = machine.memory_and_door();
+            seed(&guest.image, memory, door, host);
             machine.restart(&state);
             true
         }
@@ -382,6 +386,14 @@ fn restart<V: Vcpu<Memory = GuestRam>>(
             log::error!("vm {}: not started again: {error}", guest.name);
             false
         }
+    }
+}
+
+/// Gives a guest that was just loaded a seed for its random numbers.
+fn seed(image: &Image, memory: &mut GuestRam, door: &mut Door, host: &mut BareMetal) {
+    let random = || door.take(host, Question::Random);
+    if load::seed(image, memory, random).is_err() {
+        log::warn!("a guest has too little memory for a seed");
     }
 }
 

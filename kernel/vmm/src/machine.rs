@@ -329,6 +329,12 @@ impl<V: Vcpu> Machine<V> {
         self.place.arrive(self.vcpu.icount());
     }
 
+    /// Its memory and its door.
+    #[must_use]
+    pub fn memory_and_door(&mut self) -> (&mut V::Memory, &mut Door) {
+        (&mut self.memory, &mut self.door)
+    }
+
     /// Takes the machine apart, so that its memory can be given back.
     #[must_use]
     pub fn into_parts(self) -> (V, V::Memory) {

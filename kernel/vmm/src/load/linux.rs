@@ -8,6 +8,7 @@ mod tests;
 
 use alloc::vec::Vec;
 
+use arch::addr::Gpa;
 use arch::regs::{
     ControlRegisters, CpuState, Cr0, Cr4, DescriptorTable, Efer, Gpr, Segment, SegmentName,
 };
@@ -16,7 +17,7 @@ use self::boot_params::Handover;
 use self::header::{BzImage, Entry};
 use super::{Cause, GuestFiles, LoadError, find, named, place};
 use crate::config::MAX_MEMORY_MIB;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, NotRam};
 use crate::tables;
 
 /// Facts of the boot protocol: offsets in the file, which are those in `boot_params` from [`spec::HEADER`] on.
@@ -39,6 +40,7 @@ mod spec {
     pub(super) const RELOCATABLE_KERNEL: usize = 0x234;
     pub(super) const XLOADFLAGS: usize = 0x236;
     pub(super) const CMDLINE_SIZE: usize = 0x238;
+    pub(super) const SETUP_DATA: usize = 0x250;
     pub(super) const PREF_ADDRESS: usize = 0x258;
     pub(super) const INIT_SIZE: usize = 0x260;
     pub(super) const E820_TABLE: usize = 0x2d0;
@@ -67,6 +69,9 @@ mod spec {
     /// `type_of_loader` of a loader without a number of its own.
     pub(super) const LOADER_UNDEFINED: u8 = 0xff;
 
+    /// `SETUP_RNG_SEED` (Linux 6.0, arch/x86/include/uapi/asm/bootparam.h).
+    pub(super) const SETUP_RNG_SEED: u32 = 9;
+
     /// `__BOOT_CS` and `__BOOT_DS`.
     pub(super) const BOOT_CS: u16 = 0x10;
     pub(super) const BOOT_DS: u16 = 0x18;
@@ -80,6 +85,9 @@ const BOOT_PARAMS: u64 = 0x8000;
 const CMDLINE: u64 = 0x9000;
 /// Room for the command line and its NUL.
 const CMDLINE_ROOM: u32 = 0x1000;
+
+/// `struct setup_data` with the seed.
+const SEED: u64 = 0xa000;
 
 const PAGE: u64 = 4096;
 const GIB_MAPPED: u64 = 4;
@@ -111,6 +119,21 @@ pub(super) fn load<M: GuestMemory>(
         }
     };
     parameters_into(&image, cmdline, initrd, memory).map_err(|cause| named(kernel, cause))
+}
+
+/// Gives the loaded kernel a seed for its random numbers. Without one it makes its own out of the time that instructions
+/// take, for which it reads the time-stamp counter half a million times.
+pub(super) fn seed<M: GuestMemory>(memory: &mut M, seed: [u64; 4]) -> Result<(), NotRam> {
+    let bytes: Vec<u8> = seed.into_iter().flat_map(u64::to_le_bytes).collect();
+    let mut data = 0u64.to_le_bytes().to_vec();
+    data.extend(spec::SETUP_RNG_SEED.to_le_bytes());
+    data.extend((bytes.len() as u32).to_le_bytes());
+    data.extend(bytes);
+    memory.write(Gpa(SEED), &data)?;
+    memory.write(
+        Gpa(BOOT_PARAMS + spec::SETUP_DATA as u64),
+        &SEED.to_le_bytes(),
+    )
 }
 
 /// Copies the kernel to where it wants to be.

@@ -21,6 +21,28 @@ pub trait GuestFiles {
     fn file(&self, name: &str) -> Option<&[u8]>;
 }
 
+/// Gives a guest that was just loaded a seed for its random numbers, if it takes one and the host has any. The seed comes
+/// through the door, four answers: every start asks, so that a replay does too.
+///
+/// # Errors
+///
+/// There is less memory than a guest that was loaded has.
+pub fn seed<M: GuestMemory>(
+    image: &Image,
+    memory: &mut M,
+    mut random: impl FnMut() -> u64,
+) -> Result<(), NotRam> {
+    if !matches!(image, Image::Linux { .. }) {
+        return Ok(());
+    }
+    let seed = [random(), random(), random(), random()];
+    // A seed that everybody can guess must not pass for one.
+    if seed == [0; 4] {
+        return Ok(());
+    }
+    linux::seed(memory, seed)
+}
+
 /// Why a guest could not be loaded; `file` is the culprit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadError {

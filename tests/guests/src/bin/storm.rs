@@ -67,7 +67,7 @@ fn ticks() -> u64 {
 fn arm() {
     let hash = HASH.load(Ordering::Relaxed);
     // SAFETY: the timer interrupts, which is what this guest is about.
-    unsafe { cpu::wrmsr(x2apic::INITIAL_COUNT, 2_000 + (hash >> 20) % 60_000) };
+    unsafe { cpu::wrmsr(x2apic::INITIAL_COUNT, 30_000 + (hash >> 20) % 200_000) };
 }
 
 fn on_tick(frame: &mut Frame) {

@@ -294,11 +294,11 @@ impl GuestMemory for Huge {
         self.0
     }
 
-    fn read(&self, from: Gpa, _: &mut [u8]) -> Result<(), crate::memory::NotRam> {
-        Err(crate::memory::NotRam(from))
+    fn read(&self, from: Gpa, _: &mut [u8]) -> Result<(), NotRam> {
+        Err(NotRam(from))
     }
 
-    fn write(&mut self, _: Gpa, _: &[u8]) -> Result<(), crate::memory::NotRam> {
+    fn write(&mut self, _: Gpa, _: &[u8]) -> Result<(), NotRam> {
         Ok(())
     }
 }
@@ -381,6 +381,30 @@ fn what_is_appended_to_the_kernel_is_not_loaded() {
         slice(&ram, LOAD_ADDRESS + PAYLOAD_BYTES as u64, 100),
         [0; 100]
     );
+}
+
+#[test]
+fn a_kernel_gets_a_seed_if_there_is_one() {
+    let mut ram = Ram::new(RAM_BYTES);
+    let state = start(kernel(), &mut ram).expect("loads");
+    let pointer = state.gprs[Gpr::Rsi] + 0x250;
+    let image = Image::Linux {
+        kernel: "k".into(),
+        initrd: None,
+        cmdline: "".into(),
+    };
+    super::super::seed(&image, &mut ram, || 0).expect("RAM");
+    assert_eq!(u32_at(&ram, pointer), 0, "no seed");
+    let mut next = 0;
+    super::super::seed(&image, &mut ram, || {
+        next += 1;
+        next
+    })
+    .expect("RAM");
+    let at = u64::from(u32_at(&ram, pointer));
+    // struct setup_data: next, type, length, data.
+    let words = [0, 8, 12, 16, 24, 32, 40].map(|offset| u32_at(&ram, at + offset));
+    assert_eq!(words, [0, 9, 32, 1, 2, 3, 4]);
 }
 
 proptest! {
