@@ -55,6 +55,12 @@ impl Landing {
         }
     }
 
+    /// Where it leads.
+    #[must_use]
+    pub const fn target(&self) -> u64 {
+        self.target
+    }
+
     /// What to do `at` this count.
     ///
     /// # Errors

@@ -66,12 +66,10 @@ impl Counting {
         }
     }
 
-    /// What to write to the timer so that the guest runs for `ticks`; with 0 an interrupt of the host is pending before
-    /// VMRUN already, so that only an event is delivered.
+    /// What to write to the timer so that the guest runs for `ticks`.
     #[inline]
-    fn timer_ticks(&self, ticks: u64) -> u64 {
+    pub(super) fn timer_ticks(&self, ticks: u64) -> u64 {
         match self {
-            _ if ticks == 0 => 1,
             Self::Tsc(constants) => ticks.min(LONGEST).wrapping_add(constants.lead),
             Self::ExitOrdinal { timer_ratio } => (ticks.min(LONGEST).wrapping_mul(*timer_ratio)
                 >> 16)
@@ -81,11 +79,11 @@ impl Counting {
 }
 
 impl Vcpu {
-    /// Enters the guest for at most `ticks` and returns the number of instructions that were counted, which is 0 where
+    /// Enters the guest with this in the timer and returns the number of instructions that were counted, which is 0 where
     /// they are not.
     #[inline]
-    pub(super) fn enter(&mut self, ticks: u64) -> u64 {
-        self.block.timer_ticks = self.counting.timer_ticks(ticks);
+    pub(super) fn enter(&mut self, timer_ticks: u64) -> u64 {
+        self.block.timer_ticks = timer_ticks;
         let left_at = self.block.tsc_exit;
         // SAFETY: SVM is on, or there would be no `self`. The addresses in the block are those of the pages that
         // `self` and the processor own; the nested tables map guest RAM only, and the control block
@@ -144,10 +142,7 @@ fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
                 executed: 0,
             };
         }
-        // `Counting::ExitOrdinal` with a ratio of one to one hands the value through.
-        vcpu.counting = Counting::ExitOrdinal {
-            timer_ratio: 1 << 16,
-        };
+        vcpu.counting = Counting::ExitOrdinal { timer_ratio: 0 };
         vcpu.enter(timer_ticks);
         let code = vcpu.exit_code();
         vcpu.settle(0);

@@ -13,7 +13,7 @@ use arch::svm::control::{CleanBits, Intercepts1};
 use arch::svm::exit::ExitCode;
 use vmm::cpu::{CounterKind, Exit};
 use vmm::memory::GuestMemory;
-use vmm::pmu::landing::{Move, Passed, Place};
+use vmm::pmu::landing::{Landing, Move, Passed, Place};
 use vmm::pmu::step::{self, Kind, Registers, Step};
 use vmm::walk::{Access, translate};
 
@@ -22,6 +22,8 @@ use super::exit::{DR6_CAUSES, DR6_NEUTRAL, DR6_SINGLE_STEP};
 use super::vcpu::Vcpu;
 use crate::guest_ram::GuestRam;
 
+/// The timer is over before VMRUN: an interrupt of the host is pending, and only an event is delivered.
+const AT_ONCE: u64 = 1;
 /// Longest that a step can take, in ticks; it ends by its trap.
 const STEP_TICKS: u64 = 64;
 /// Instructions in the shadow of a load of SS that would show TF, or end the stepping: they exit instead.
@@ -53,7 +55,7 @@ pub(super) struct UnderWay {
 }
 
 impl Vcpu {
-    /// [`Vcpu::prepare`], and how far the next entry goes: `ticks`, or less.
+    /// [`Vcpu::prepare`], and what the timer gets for the next entry: `ticks` worth, or less.
     ///
     /// # Errors
     ///
@@ -66,11 +68,17 @@ impl Vcpu {
         until: u64,
         ticks: u64,
     ) -> Result<u64, Exit> {
+        if let Some(skid) = &mut self.skid
+            && self.landing.is_none_or(|landing| landing.target() != until)
+        {
+            self.landing = Some(Landing::new(until, skid.margin()));
+        }
         let Some(landing) = &mut self.landing else {
-            return Ok(match self.prepare()? {
+            let ticks = match self.prepare()? {
                 Reach::Free => ticks,
                 Reach::Step => 1,
-            });
+            };
+            return Ok(self.counting.timer_ticks(ticks));
         };
         let (ticks, stepping) = match landing.next(self.icount.min(until), Place::Boundary) {
             Ok(Move::Arm { after }) => (ticks.min(after), false),
@@ -79,18 +87,14 @@ impl Vcpu {
         };
         self.events.stops_behind = stepping;
         let reach = self.prepare()?;
-        if self.events.pending.is_some() {
-            return Ok(match reach {
-                _ if stepping => 0,
-                Reach::Free => ticks,
-                Reach::Step => 1,
-            });
-        }
-        if stepping || reach == Reach::Step {
-            Ok(self.begin_step(memory))
-        } else {
-            Ok(ticks)
-        }
+        let ticks = match (self.events.pending.is_some(), reach) {
+            (true, _) if stepping => return Ok(AT_ONCE),
+            (true, Reach::Step) => 1,
+            (false, Reach::Free) if !stepping => ticks,
+            (true, Reach::Free) => ticks,
+            (false, _) => return Ok(self.begin_step(memory)),
+        };
+        Ok(self.counting.timer_ticks(ticks))
     }
 
     fn kind_at(&self, memory: &GuestRam, rip: u64) -> Kind {
@@ -101,7 +105,7 @@ impl Vcpu {
             .map_or(Kind::Plain, |i| step::kind(&i, rflags, long_mode))
     }
 
-    /// Sets the block for one instruction. Returns the ticks to enter with.
+    /// Sets the block for one instruction. Returns what the timer gets.
     fn begin_step(&mut self, memory: &GuestRam) -> u64 {
         let rip = self.vmcb.save.rip;
         let exceptions = self.vmcb.control.intercept_exceptions;
@@ -109,7 +113,7 @@ impl Vcpu {
         let kind = match self.kind_at(memory, rip) {
             Kind::Interrupt { vector, length } => {
                 self.begin_interrupt(vector, length);
-                return 0;
+                return AT_ONCE;
             }
             Kind::LoadSs { length } => {
                 added = SHOWING - self.vmcb.control.intercepts_1;
@@ -127,7 +131,7 @@ impl Vcpu {
             what: Under::Step { step, added },
             exceptions,
         });
-        STEP_TICKS
+        self.counting.timer_ticks(STEP_TICKS)
     }
 
     /// Delivers an INT n as an event, with the guest's own flags; it counts as executed.

@@ -107,7 +107,7 @@ pub struct Vcpu {
     pub(super) after_ram_fault: bool,
     pub(super) capabilities: Capabilities,
     /// The test switch by which landings are stepped.
-    skid: Option<Skid>,
+    pub(super) skid: Option<Skid>,
     /// The way to where this run is to land, if that is stepped.
     pub(super) landing: Option<Landing>,
     pub(super) under_way: Option<UnderWay>,
@@ -307,14 +307,16 @@ impl Vcpu {
             if exact {
                 ticks = ticks.min(until.wrapping_sub(self.icount));
             }
-            if self.attention || !self.live.is_loaded() {
+            let timer = if self.attention || !self.live.is_loaded() {
                 match self.get_ready(memory, until, ticks) {
-                    Ok(ready) => ticks = ready,
+                    Ok(timer) => timer,
                     Err(exit) => return exit,
                 }
-            }
+            } else {
+                self.counting.timer_ticks(ticks)
+            };
             self.length = 0;
-            let retired = self.enter(ticks);
+            let retired = self.enter(timer);
             if self.exit_code() == ExitCode::INVALID && exact {
                 self.recognise_cr3_fault(memory);
             }
@@ -362,9 +364,6 @@ impl vmm::cpu::Vcpu for Vcpu {
     fn run(&mut self, memory: &mut GuestRam, until: Icount, budget: u64) -> Exit {
         if until.0 <= self.icount {
             return Exit::Landed;
-        }
-        if let Some(skid) = &mut self.skid {
-            self.landing = Some(Landing::new(until.0, skid.margin()));
         }
         let exit = self.run_guest(memory, until.0, budget);
         if self.counting.kind() == CounterKind::ExitOrdinal

@@ -14,13 +14,34 @@ const SHADOW: Interruptibility = Interruptibility::STI.union(Interruptibility::M
 const TRAP_BRANCHES_ONLY: u64 = 1 << 1;
 
 impl Vcpu {
+    /// What of an interrupt shadow the last exit has left; blocking of NMIs is not to be believed here.
     #[inline]
-    pub(super) fn interruptibility(&self) -> Interruptibility {
+    fn stored_interruptibility(&self) -> Interruptibility {
         Interruptibility::from_bits_retain(self.vmcs.read(field::GUEST_INTERRUPTIBILITY))
     }
 
+    /// Bochs 2.7 does not end the blocking of NMIs at a VM entry with a guest that has none: it shows that of the guest
+    /// that ran before. But a guest's NMIs can only be blocked by one that was injected.
+    #[inline]
+    pub(super) fn interruptibility(&self) -> Interruptibility {
+        let mut stored = self.stored_interruptibility();
+        if !self.nmi_may_block.get() {
+            stored.remove(Interruptibility::NMI);
+        }
+        stored
+    }
+
     pub(super) fn set_interruptibility(&self, value: Interruptibility) {
+        self.nmi_may_block
+            .set(value.contains(Interruptibility::NMI));
         self.vmcs.set(field::GUEST_INTERRUPTIBILITY, value.bits());
+    }
+
+    /// Another guest's state was in the processor: what this one's last exit has left is still its own.
+    #[cold]
+    pub(super) fn note_nmi_blocking(&self) {
+        let blocked = self.interruptibility().contains(Interruptibility::NMI);
+        self.nmi_may_block.set(blocked);
     }
 
     /// See [`vmm::cpu::Vcpu::inject`].
@@ -87,6 +108,10 @@ impl Vcpu {
     pub(super) fn prepare_injection(&self, event: Event) {
         let protected = Cr0::from_bits_retain(self.vmcs.read(field::GUEST_CR0)).contains(Cr0::PE);
         let fields = format::encode(event, protected);
+        if event.kind == EventKind::Nmi {
+            self.set_interruptibility(self.interruptibility());
+            self.nmi_may_block.set(true);
+        }
         // SAFETY: the fields only choose what the guest's own IDT is entered with; nonsense is refused by
         // the entry's checks.
         unsafe {
@@ -127,9 +152,10 @@ impl Vcpu {
     /// The instruction at RIP counts as executed: shadows and RF end, and a single step is due.
     #[inline]
     pub(super) fn finish_instruction(&mut self) {
-        let blocked = self.interruptibility();
+        let blocked = self.stored_interruptibility();
         if blocked.intersects(SHADOW) {
-            self.set_interruptibility(blocked - SHADOW);
+            self.vmcs
+                .set(field::GUEST_INTERRUPTIBILITY, (blocked - SHADOW).bits());
         }
         if self.rflags.intersects(Rflags::RF | Rflags::TF) {
             self.finish_marked_instruction();
@@ -174,7 +200,9 @@ impl Vcpu {
     /// The exit hit an IRET that had already ended NMI blocking: it executes again, so the blocking goes on.
     #[cold]
     pub(super) fn block_nmi_again(&self) {
-        let blocked = self.interruptibility();
-        self.set_interruptibility(blocked | Interruptibility::NMI);
+        if self.nmi_may_block.get() {
+            let blocked = self.interruptibility();
+            self.set_interruptibility(blocked | Interruptibility::NMI);
+        }
     }
 }

@@ -30,12 +30,15 @@ impl Live {
         Rc::new(Self(RefCell::new(registers)))
     }
 
-    /// Puts this virtual processor's registers into the hardware, and those of the one before into memory.
+    /// Puts this virtual processor's registers into the hardware, and those of the one before into memory. False if they
+    /// were there.
     #[inline]
-    pub(super) fn own(self: &Rc<Self>, processor: &Processor) {
-        if processor.owner_address.get() != Rc::as_ptr(self) {
+    pub(super) fn own(self: &Rc<Self>, processor: &Processor) -> bool {
+        let other = processor.owner_address.get() != Rc::as_ptr(self);
+        if other {
             self.take_over(processor);
         }
+        other
     }
 
     #[cold]

@@ -1,13 +1,18 @@
 //! Landing behind one instruction: stepping.
 
-use vmm::pmu::landing::{Move, Place};
+use vmm::pmu::landing::{Landing, Move, Place};
 
 use super::vcpu::Vcpu;
 
 impl Vcpu {
-    /// How many instructions the next entry may execute on the way to a landing `instructions` away.
+    /// How many instructions the next entry may execute on the way to `until`, which is `instructions` away.
     #[cold]
-    pub(super) fn approach(&mut self, instructions: u64) -> u64 {
+    pub(super) fn approach(&mut self, until: u64, instructions: u64) -> u64 {
+        if let Some(skid) = &mut self.skid
+            && self.landing.is_none_or(|landing| landing.target() != until)
+        {
+            self.landing = Some(Landing::new(until, skid.margin()));
+        }
         let Some(landing) = &mut self.landing else {
             return instructions;
         };

@@ -1,6 +1,7 @@
 //! The virtual processor: the run loop, and the seam's trait.
 
 use alloc::rc::Rc;
+use core::cell::Cell;
 use core::fmt;
 
 use arch::addr::{Gva, Hpa};
@@ -75,6 +76,8 @@ pub struct Vcpu {
     /// RIP and RFLAGS as they are in the VMCS: read at each exit, since hardly any is handled without them.
     pub(super) rip: u64,
     pub(super) rflags: Rflags,
+    /// An NMI was injected whose handler may not have ended.
+    pub(super) nmi_may_block: Cell<bool>,
     pub(super) counts: HostLocalCounts,
     /// RSP as it is in the VMCS: written back only if it differs.
     pub(super) loaded_rsp: u64,
@@ -131,6 +134,7 @@ impl Vcpu {
             icount: 0,
             rip: state.rip,
             rflags: state.rflags,
+            nmi_may_block: Cell::new(false),
             counts: HostLocalCounts::default(),
             loaded_rsp: 0,
             pending: None,
@@ -150,7 +154,9 @@ impl Vcpu {
     /// Makes the live registers this guest's.
     #[inline]
     pub(super) fn own(&self) {
-        self.live.own(self.processor);
+        if self.live.own(self.processor) {
+            self.note_nmi_blocking();
+        }
     }
 
     /// Enters the guest once. `Err` is an entry that the processor refused.
@@ -218,9 +224,9 @@ impl Vcpu {
                 return Exit::Landed;
             }
             let shift = self.capabilities.timer_shift;
-            let reach = match self.landing {
+            let reach = match self.skid {
                 None => instructions,
-                Some(_) => self.approach(instructions),
+                Some(_) => self.approach(until, instructions),
             };
             let timer = self.counting.timer(reach, left, shift);
             let reason = match self.enter_once(timer) {
@@ -268,9 +274,6 @@ impl vmm::cpu::Vcpu for Vcpu {
         self.own();
         if self.last_exit_tsc == 0 {
             self.last_exit_tsc = x86::rdtsc();
-        }
-        if let Some(skid) = &mut self.skid {
-            self.landing = Some(Landing::new(until.0, skid.margin()));
         }
         let exit = self.run_until(memory, until.0, budget);
         if self.counting == Counting::ExitOrdinal && exit.kind() == ExitKind::Deterministic {
