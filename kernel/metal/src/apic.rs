@@ -20,6 +20,7 @@ mod register {
     pub(super) const SPURIOUS: u32 = 0xf0;
     pub(super) const ERROR_STATUS: u32 = 0x280;
     pub(super) const LVT_TIMER: u32 = 0x320;
+    pub(super) const LVT_PERFORMANCE: u32 = 0x340;
     pub(super) const LVT_LINT0: u32 = 0x350;
     pub(super) const LVT_LINT1: u32 = 0x360;
     pub(super) const LVT_ERROR: u32 = 0x370;
@@ -154,6 +155,12 @@ pub fn timer_mmio() -> Option<*mut u32> {
         0 => None,
         base => Some((base + u64::from(register::TIMER_INITIAL)) as *mut u32),
     }
+}
+
+/// Lets an overflow of a performance counter raise an NMI; Intel's processors mask it again each time
+/// (SDM 3 12.5.1).
+pub fn unmask_performance_nmi() {
+    write(register::LVT_PERFORMANCE, LVT_NMI);
 }
 
 /// Acknowledges the interrupt in service.

@@ -227,6 +227,8 @@ impl Exit {
 pub enum CounterKind {
     /// The time-stamp counter ticks once per retired instruction (emulators).
     Tsc,
+    /// A performance counter counts retired instructions; the guest is stopped early and stepped.
+    Pmu,
     /// No exact counter: `icount()` counts deterministic exits and `run` lands only there.
     ExitOrdinal,
 }

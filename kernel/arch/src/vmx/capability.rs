@@ -203,6 +203,8 @@ pub struct Capabilities {
     pub exit: ExitControls,
     /// Entry controls for a guest outside of IA-32e mode.
     pub entry: EntryControls,
+    /// PERF_GLOBAL_CTRL can be exchanged at entries and exits, and there is a monitor trap.
+    pub can_count: bool,
     /// The preemption timer counts down when this bit of the TSC changes.
     pub timer_shift: u32,
     /// EPT and VPID capabilities.
@@ -331,6 +333,9 @@ impl Capabilities {
             secondary,
             exit,
             entry,
+            can_count: allows(msrs.exit, ExitControls::LOAD_PERF_GLOBAL.bits())
+                && allows(msrs.entry, EntryControls::LOAD_PERF_GLOBAL.bits())
+                && allows(msrs.primary, PrimaryControls::MONITOR_TRAP.bits()),
             timer_shift: (msrs.misc & 0x1f) as u32,
             ept_vpid,
             cr0_ones: msrs.cr0_fixed0 & !free | Cr0::NE.bits(),
@@ -414,6 +419,21 @@ mod tests {
 
     fn without(msr: u64, bit: u32) -> u64 {
         msr & !(u64::from(bit) << 32)
+    }
+
+    #[test]
+    fn counting_needs_three_controls_that_running_does_not() {
+        let of = |msrs| Capabilities::choose(&msrs, HOST).map(|c| c.can_count);
+        assert_eq!(of(generous()), Ok(true));
+        let mut msrs = generous();
+        msrs.exit = without(msrs.exit, ExitControls::LOAD_PERF_GLOBAL.bits());
+        assert_eq!(of(msrs), Ok(false));
+        let mut msrs = generous();
+        msrs.entry = without(msrs.entry, EntryControls::LOAD_PERF_GLOBAL.bits());
+        assert_eq!(of(msrs), Ok(false));
+        let mut msrs = generous();
+        msrs.primary = without(msrs.primary, PrimaryControls::MONITOR_TRAP.bits());
+        assert_eq!(of(msrs), Ok(false));
     }
 
     #[test]

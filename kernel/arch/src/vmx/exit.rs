@@ -33,6 +33,7 @@ impl ExitReason {
     pub const INVALID_GUEST_STATE: Self = Self(33);
     pub const MSR_LOADING: Self = Self(34);
     pub const MWAIT: Self = Self(36);
+    pub const MONITOR_TRAP: Self = Self(37);
     pub const MONITOR: Self = Self(39);
     pub const MACHINE_CHECK_AT_ENTRY: Self = Self(41);
     pub const EPT_VIOLATION: Self = Self(48);

@@ -103,7 +103,7 @@ impl Vendor {
 /// wrong on purpose, and landings stepped.
 pub fn prove_counter<B: Backend>(backend: &mut B, test: &Test, seed: u64) {
     match backend.calibrate() {
-        Ok(CounterKind::Tsc) => {
+        Ok(CounterKind::Tsc | CounterKind::Pmu) => {
             backend.skew_counter(test.counter_skew);
             backend.set_skid(Skid::new(test.skid, seed));
             match proof(backend, seed) {

@@ -149,6 +149,7 @@ impl Header {
         bytes.push(match self.counter {
             CounterKind::ExitOrdinal => 0,
             CounterKind::Tsc => 1,
+            CounterKind::Pmu => 2,
         });
         bytes.push(self.devices as u8);
         for word in [self.memory, self.profile, self.image] {
@@ -250,6 +251,7 @@ impl Fields<'_> {
         let counter = match self.byte()? {
             0 => Some(CounterKind::ExitOrdinal),
             1 => Some(CounterKind::Tsc),
+            2 => Some(CounterKind::Pmu),
             _ => None,
         };
         let devices = match self.byte()? {

@@ -79,11 +79,10 @@ impl Counting {
 }
 
 impl Vcpu {
-    /// Enters the guest with this in the timer and returns the number of instructions that were counted, which is 0 where
-    /// they are not.
+    /// Enters the guest with what the block has for the timer and returns the number of instructions that were counted,
+    /// which is 0 where they are not.
     #[inline]
-    pub(super) fn enter(&mut self, timer_ticks: u64) -> u64 {
-        self.block.timer_ticks = timer_ticks;
+    pub(super) fn enter(&mut self) -> u64 {
         let left_at = self.block.tsc_exit;
         // SAFETY: SVM is on, or there would be no `self`. The addresses in the block are those of the pages that
         // `self` and the processor own; the nested tables map guest RAM only, and the control block
@@ -143,7 +142,8 @@ fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
             };
         }
         vcpu.counting = Counting::ExitOrdinal { timer_ratio: 0 };
-        vcpu.enter(timer_ticks);
+        vcpu.block.timer_ticks = timer_ticks;
+        vcpu.enter();
         let code = vcpu.exit_code();
         vcpu.settle(0);
         // The first entry finds the RAM not mapped yet.

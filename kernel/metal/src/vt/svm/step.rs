@@ -55,7 +55,7 @@ pub(super) struct UnderWay {
 }
 
 impl Vcpu {
-    /// [`Vcpu::prepare`], and what the timer gets for the next entry: `ticks` worth, or less.
+    /// [`Vcpu::prepare`], and an entry that goes less far than `ticks`, if that is what comes next.
     ///
     /// # Errors
     ///
@@ -67,18 +67,17 @@ impl Vcpu {
         memory: &GuestRam,
         until: u64,
         ticks: u64,
-    ) -> Result<u64, Exit> {
+    ) -> Result<(), Exit> {
         if let Some(skid) = &mut self.skid
             && self.landing.is_none_or(|landing| landing.target() != until)
         {
             self.landing = Some(Landing::new(until, skid.margin()));
         }
         let Some(landing) = &mut self.landing else {
-            let ticks = match self.prepare()? {
-                Reach::Free => ticks,
-                Reach::Step => 1,
-            };
-            return Ok(self.counting.timer_ticks(ticks));
+            if self.prepare()? == Reach::Step {
+                self.block.timer_ticks = self.counting.timer_ticks(1);
+            }
+            return Ok(());
         };
         let (ticks, stepping) = match landing.next(self.icount.min(until), Place::Boundary) {
             Ok(Move::Arm { after }) => (ticks.min(after), false),
@@ -87,14 +86,14 @@ impl Vcpu {
         };
         self.events.stops_behind = stepping;
         let reach = self.prepare()?;
-        let ticks = match (self.events.pending.is_some(), reach) {
-            (true, _) if stepping => return Ok(AT_ONCE),
-            (true, Reach::Step) => 1,
-            (false, Reach::Free) if !stepping => ticks,
-            (true, Reach::Free) => ticks,
-            (false, _) => return Ok(self.begin_step(memory)),
+        self.block.timer_ticks = match (self.events.pending.is_some(), reach) {
+            (true, _) if stepping => AT_ONCE,
+            (false, _) if stepping => self.begin_step(memory),
+            (false, Reach::Step) => self.begin_step(memory),
+            (true, Reach::Step) => self.counting.timer_ticks(1),
+            (_, Reach::Free) => self.counting.timer_ticks(ticks),
         };
-        Ok(self.counting.timer_ticks(ticks))
+        Ok(())
     }
 
     fn kind_at(&self, memory: &GuestRam, rip: u64) -> Kind {

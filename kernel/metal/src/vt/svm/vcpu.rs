@@ -307,16 +307,14 @@ impl Vcpu {
             if exact {
                 ticks = ticks.min(until.wrapping_sub(self.icount));
             }
-            let timer = if self.attention || !self.live.is_loaded() {
-                match self.get_ready(memory, until, ticks) {
-                    Ok(timer) => timer,
-                    Err(exit) => return exit,
-                }
-            } else {
-                self.counting.timer_ticks(ticks)
-            };
+            self.block.timer_ticks = self.counting.timer_ticks(ticks);
+            if (self.attention || !self.live.is_loaded())
+                && let Err(exit) = self.get_ready(memory, until, ticks)
+            {
+                return exit;
+            }
             self.length = 0;
-            let retired = self.enter(timer);
+            let retired = self.enter();
             if self.exit_code() == ExitCode::INVALID && exact {
                 self.recognise_cr3_fault(memory);
             }

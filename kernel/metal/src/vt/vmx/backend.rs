@@ -20,7 +20,7 @@ impl Backend for Vmx {
     }
 
     fn reject_counter(&mut self) {
-        self.counting = Counting::ExitOrdinal;
+        self.counting = Counting::EXIT_ORDINAL;
     }
 
     fn set_skid(&mut self, skid: Option<Skid>) {
@@ -28,8 +28,6 @@ impl Backend for Vmx {
     }
 
     fn skew_counter(&mut self, ticks: i64) {
-        if let Counting::Tsc { overhead } = &mut self.counting {
-            *overhead = overhead.wrapping_add_signed(ticks);
-        }
+        self.counting.overhead = self.counting.overhead.wrapping_add_signed(ticks);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! In an emulator whose TSC ticks once per retired instruction, the ticks between the two RDTSC of `entry`
 //! are a constant and the guest's instructions. The constant is measured with a guest whose first
-//! instruction exits. Where measurements disagree, exits are counted instead.
+//! instruction exits. Where measurements disagree, a performance counter is tried the same way, and at last exits are
+//! counted instead.
 //!
 //! The rules (measured in Bochs 2.7 with `count=1`): a VM entry and a VM exit cost one tick each, and so does
 //! each attempt of the guest that ends in a fault. Delivery of an event is free. When an exit cuts off the
@@ -10,91 +11,119 @@
 //! delivering the event again at the next entry is free; so it is added at the exit. An exit during the
 //! delivery at the entry itself takes the place of the entry's tick.
 
+use alloc::boxed::Box;
+
 use arch::addr::{Gpa, LARGE_PAGE_SIZE};
 use arch::regs::CpuState;
 use arch::vmx::event;
 use vmm::cpu::{CounterKind, Exit, Icount, Vcpu as _};
 use vmm::memory::GuestMemory;
+use vmm::pmu::intel::Counter;
 
 use super::entry::Frame;
-use super::{NewError, Vcpu, Vmx};
+use super::{NewError, Vcpu, Vmx, pmu};
 use crate::guest_ram::GuestRam;
 
 /// How instructions are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counting {
+#[derive(Clone, Copy, Debug)]
+pub enum Method {
     /// By the TSC.
-    Tsc {
-        /// Ticks from the RDTSC before an entry to the one behind the exit when the guest executes nothing.
-        overhead: u64,
-    },
+    Tsc,
+    /// By the TSC, and landings are stepped: the test switch.
+    SteppedTsc,
+    /// By a performance counter; landings are stepped.
+    Pmu(&'static Programmed),
     /// Not at all: deterministic exits are counted.
     ExitOrdinal,
+}
+
+/// A performance counter that counts.
+#[derive(Clone, Copy, Debug)]
+pub struct Programmed {
+    /// Which.
+    pub counter: Counter,
+    /// What it counts around a guest that executes nothing.
+    pub overhead: u64,
+}
+
+/// How instructions are counted, and what belongs to the host of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Counting {
+    /// How.
+    pub(super) method: Method,
+    /// Ticks from the RDTSC before an entry to the one behind the exit when the guest executes nothing, where that is
+    /// known.
+    pub(super) overhead: u64,
 }
 
 /// The most that the preemption timer can be set to.
 const TIMER_MAX: u64 = u32::MAX as u64;
 
 impl Counting {
+    /// Counting exits.
+    pub(super) const EXIT_ORDINAL: Self = Self {
+        method: Method::ExitOrdinal,
+        overhead: 0,
+    };
+
     /// In the seam's words.
-    pub(super) const fn kind(self) -> CounterKind {
-        match self {
-            Counting::Tsc { .. } => CounterKind::Tsc,
-            Counting::ExitOrdinal => CounterKind::ExitOrdinal,
+    pub(super) const fn kind(&self) -> CounterKind {
+        match self.method {
+            Method::Tsc | Method::SteppedTsc => CounterKind::Tsc,
+            Method::Pmu(_) => CounterKind::Pmu,
+            Method::ExitOrdinal => CounterKind::ExitOrdinal,
         }
     }
 
-    /// Preemption-timer value that stops the guest after `instructions`, or earlier when `budget` TSC ticks
-    /// are used up.
+    /// Whether instructions are counted.
     #[inline]
-    pub(super) fn timer(self, instructions: u64, budget: u64, shift: u32) -> u32 {
-        let value = match self {
-            // A value of n + 1 stops behind n instructions; with 0 left only a pending event is delivered.
-            Counting::Tsc { .. } => instructions.min(budget).min(TIMER_MAX - 1) + 1,
-            Counting::ExitOrdinal => (budget >> shift).saturating_add(1).min(TIMER_MAX),
-        };
-        value as u32
+    pub(super) const fn counts(&self) -> bool {
+        !matches!(self.method, Method::ExitOrdinal)
     }
 
-    /// Instructions retired in the entry that has just ended. One less than none, wrapped, if the exit came
-    /// during the delivery of an event at the entry.
+    /// What the entry that has just ended took beyond its own cost: where the TSC counts, instructions. One less than
+    /// none, wrapped, if the exit came during the delivery of an event at the entry.
     #[inline]
-    pub(super) const fn retired(self, frame: &Frame) -> u64 {
-        match self {
-            Counting::Tsc { overhead } => frame
-                .exit_tsc
-                .wrapping_sub(frame.entry_tsc)
-                .wrapping_sub(overhead),
-            Counting::ExitOrdinal => 0,
-        }
+    pub(super) const fn ticks(&self, frame: &Frame) -> u64 {
+        frame
+            .exit_tsc
+            .wrapping_sub(frame.entry_tsc)
+            .wrapping_sub(self.overhead)
     }
 
-    /// What an exit of a kind that can hit an event's delivery adds to [`Counting::retired`].
-    pub(super) fn correction(self, frame: &Frame, idt_vectoring: u32) -> u64 {
-        if self == Counting::ExitOrdinal {
-            0
-        } else if self.retired(frame) == u64::MAX {
-            1
-        } else {
-            cut_off_attempt(idt_vectoring)
-        }
-    }
-
-    /// Host ticks that the entry itself cost.
-    #[inline]
-    pub(super) const fn entry_overhead(self) -> u64 {
-        match self {
-            Counting::Tsc { overhead } => overhead,
-            Counting::ExitOrdinal => 0,
+    /// What an exit of a kind that can hit an event's delivery adds to the instructions counted.
+    pub(super) fn correction(&self, frame: &Frame, idt_vectoring: u32) -> u64 {
+        match self.method {
+            Method::ExitOrdinal => 0,
+            Method::Tsc | Method::SteppedTsc if self.ticks(frame) == u64::MAX => 1,
+            Method::Tsc | Method::SteppedTsc => cut_off(idt_vectoring, FIRST_OF_THE_GUEST),
+            // An attempt that ends in a fault retires nothing.
+            Method::Pmu(_) => cut_off(idt_vectoring, FIRST_BY_INSTRUCTION),
         }
     }
 }
 
-/// 1 if the exit cut off an event of the guest's own making: everything but interrupts and NMIs.
-fn cut_off_attempt(idt_vectoring: u32) -> u64 {
-    const FIRST_OF_THE_GUEST: u32 = 3;
+/// Preemption-timer value that stops the guest after `instructions`, or earlier when `budget` TSC ticks are used up, where
+/// the TSC counts: a value of n + 1 stops behind n instructions; with 0 left only a pending event is delivered.
+#[inline]
+pub(super) fn timer(instructions: u64, budget: u64) -> u32 {
+    (instructions.min(budget).min(TIMER_MAX - 1) + 1) as u32
+}
+
+/// Preemption-timer value that stops the guest when `budget` TSC ticks are used up.
+pub(super) fn bound(budget: u64, shift: u32) -> u32 {
+    (budget >> shift).saturating_add(1).min(TIMER_MAX) as u32
+}
+
+/// The first type of an event of the guest's own making: everything but interrupts and NMIs.
+const FIRST_OF_THE_GUEST: u32 = 3;
+/// The first type of an event that an instruction is there to raise: everything but exceptions, too.
+const FIRST_BY_INSTRUCTION: u32 = 4;
+
+/// 1 if the exit cut off an event of this type or a later one.
+fn cut_off(idt_vectoring: u32, first: u32) -> u64 {
     let valid = idt_vectoring & event::VALID != 0;
-    u64::from(valid && event::kind_bits(idt_vectoring) >= FIRST_OF_THE_GUEST)
+    u64::from(valid && event::kind_bits(idt_vectoring) >= first)
 }
 
 /// Where the calibration guests' code lies.
@@ -113,17 +142,39 @@ const BUDGET: u64 = 1 << 32;
 /// Finds out how to count on this processor.
 pub(super) fn calibrate(vmx: &Vmx) -> Result<Counting, NewError> {
     let mut memory = GuestRam::new(LARGE_PAGE_SIZE).map_err(|_| NewError::OutOfMemory)?;
-    let mut vcpu = Vcpu::new(vmx)?;
-    vcpu.counting = Counting::Tsc { overhead: 0 };
-    let Some(overhead) = overhead(&mut vcpu, &mut memory) else {
-        return Ok(Counting::ExitOrdinal);
+    let by_tsc = |overhead| Counting {
+        method: Method::Tsc,
+        overhead,
     };
-    vcpu.counting = Counting::Tsc { overhead };
-    if counts_exactly(&mut vcpu, &mut memory) && lands_exactly(&mut vcpu, &mut memory) {
-        Ok(vcpu.counting)
-    } else {
-        Ok(Counting::ExitOrdinal)
+    if let Some(counting) = try_counting(vmx, &mut memory, by_tsc)? {
+        return Ok(counting);
     }
+    let Ok(counter) = pmu::detect(&vmx.capabilities) else {
+        return Ok(Counting::EXIT_ORDINAL);
+    };
+    pmu::set_up(&counter);
+    let by_pmu = |overhead| Counting {
+        // Found at start, used for good.
+        method: Method::Pmu(Box::leak(Box::new(Programmed { counter, overhead }))),
+        overhead: 0,
+    };
+    let counting = try_counting(vmx, &mut memory, by_pmu)?;
+    Ok(counting.unwrap_or(Counting::EXIT_ORDINAL))
+}
+
+/// Measures what is counted around a guest that executes nothing, and whether the rest is right then.
+fn try_counting(
+    vmx: &Vmx,
+    memory: &mut GuestRam,
+    with: impl Fn(u64) -> Counting,
+) -> Result<Option<Counting>, NewError> {
+    let mut vcpu = Vcpu::counting(vmx, with(0))?;
+    let Some(overhead) = overhead(&mut vcpu, memory) else {
+        return Ok(None);
+    };
+    vcpu.counting = with(overhead);
+    let exact = counts_exactly(&mut vcpu, memory) && lands_exactly(&mut vcpu, memory);
+    Ok(exact.then_some(vcpu.counting))
 }
 
 /// Prepares a calibration guest; false if its code does not fit its memory.
@@ -140,8 +191,11 @@ fn overhead(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<u64> {
         if !loaded || vcpu.run(memory, Icount::NEVER, BUDGET) != Exit::Hypercall {
             return None;
         }
-        let ticks = vcpu.frame.exit_tsc.wrapping_sub(vcpu.frame.entry_tsc);
-        if *constant.get_or_insert(ticks) != ticks {
+        let counted = match vcpu.counting.method {
+            Method::Pmu(_) => vcpu.retired_otherwise(),
+            _ => vcpu.counting.ticks(&vcpu.frame),
+        };
+        if *constant.get_or_insert(counted) != counted {
             return None;
         }
     }

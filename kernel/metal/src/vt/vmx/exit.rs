@@ -18,11 +18,11 @@ use crate::{interrupts, x86};
 
 impl Vcpu {
     /// What the exit is to the machine, or `None` if it concerns only this host and the guest goes on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn decode(&mut self, reason: ExitReason, memory: &mut GuestRam) -> Option<Exit> {
         Some(match reason {
             ExitReason::CPUID => Exit::Cpuid,
-            ExitReason::PREEMPTION_TIMER => return None,
+            ExitReason::PREEMPTION_TIMER | ExitReason::MONITOR_TRAP => return None,
             ExitReason::PORT => self.port(),
             ExitReason::EPT_VIOLATION => return self.ept_violation(memory),
             ExitReason::RDTSC => Exit::Rdtsc,

@@ -9,6 +9,7 @@ mod entry;
 mod event;
 mod exit;
 mod live;
+mod pmu;
 mod setup;
 mod state;
 mod step;
@@ -145,7 +146,7 @@ impl Vmx {
             processor,
             capabilities,
             msr_bitmap,
-            counting: Counting::ExitOrdinal,
+            counting: Counting::EXIT_ORDINAL,
             skid: None,
         })
     }

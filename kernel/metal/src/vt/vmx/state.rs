@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use arch::pmu::intel::DEBUGCTL_FREEZE_WHILE_SMM;
 use arch::regs::{
     ControlRegisters, CpuState, Cr0, Cr4, DebugRegisters, DescriptorTable, Efer, Gpr, Paging,
     Rflags, Segment, SegmentAttributes, SegmentName, Segments, Shadow, SystemMsrs,
@@ -190,6 +191,14 @@ impl Vcpu {
         }
     }
 
+    /// Bits of DEBUGCTL that are set under the guest and not shown to it.
+    fn host_debugctl(&self) -> u64 {
+        match self.lists {
+            Some(_) => DEBUGCTL_FREEZE_WHILE_SMM,
+            None => 0,
+        }
+    }
+
     /// See [`vmm::cpu::Vcpu::debug`].
     pub(super) fn read_debug(&self) -> DebugRegisters {
         self.own();
@@ -197,7 +206,7 @@ impl Vcpu {
             dr: [x86::dr0(), x86::dr1(), x86::dr2(), x86::dr3()],
             dr6: x86::dr6(),
             dr7: self.vmcs.read(field::GUEST_DR7),
-            debugctl: self.vmcs.read(field::GUEST_DEBUGCTL),
+            debugctl: self.vmcs.read(field::GUEST_DEBUGCTL) & !self.host_debugctl(),
         }
     }
 
@@ -206,7 +215,8 @@ impl Vcpu {
         self.own();
         live::load_debug(&debug.dr, debug.dr6 & 0xffff_ffff);
         self.vmcs.set(field::GUEST_DR7, debug.dr7);
-        self.vmcs.set(field::GUEST_DEBUGCTL, debug.debugctl);
+        self.vmcs
+            .set(field::GUEST_DEBUGCTL, debug.debugctl | self.host_debugctl());
         self.align_single_step();
     }
 
@@ -314,7 +324,8 @@ impl Vcpu {
         self.write_control_fields(control);
         self.write_msr_fields(msrs);
         self.vmcs.set(field::GUEST_DR7, debug.dr7);
-        self.vmcs.set(field::GUEST_DEBUGCTL, debug.debugctl);
+        self.vmcs
+            .set(field::GUEST_DEBUGCTL, debug.debugctl | self.host_debugctl());
         self.vmcs.set(field::GUEST_ACTIVITY, ACTIVITY_ACTIVE);
         self.vmcs.set(field::GUEST_PENDING_DEBUG, 0);
         let mut blocked = Interruptibility::empty();

@@ -1,32 +1,119 @@
-//! Landing behind one instruction: stepping.
+//! The way to where a run is to land, if the last instructions of it are stepped.
 
-use vmm::pmu::landing::{Landing, Move, Place};
+use arch::vmx::control::PrimaryControls;
+use vmm::cpu::{Exit, Icount};
+use vmm::pmu::Skid;
+use vmm::pmu::landing::{Landing, Move, Passed, Place};
 
+use super::counter::{self, Method, Programmed};
+use super::pmu;
 use super::vcpu::Vcpu;
 
+/// Code of the exit that says that a guest was let run too far, with its count as qualification; no reason of the
+/// processor's.
+const PASSED: u64 = 1 << 32;
+
+/// How early the guest is stopped.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Margin {
+    /// At random: the test switch.
+    Random(Skid),
+    /// By what the processor's counter stops late.
+    Fixed(u64),
+}
+
 impl Vcpu {
-    /// How many instructions the next entry may execute on the way to `until`, which is `instructions` away.
+    /// What the preemption timer gets for the next entry, on the way to `until`, which is `instructions` away.
+    ///
+    /// # Errors
+    ///
+    /// The exit to return instead of entering.
     #[cold]
-    pub(super) fn approach(&mut self, until: u64, instructions: u64) -> u64 {
-        if let Some(skid) = &mut self.skid
-            && self.landing.is_none_or(|landing| landing.target() != until)
-        {
-            self.landing = Some(Landing::new(until, skid.margin()));
+    #[inline(never)]
+    pub(super) fn approach(
+        &mut self,
+        until: u64,
+        instructions: u64,
+        budget: u64,
+    ) -> Result<u32, Exit> {
+        let bound = counter::bound(budget, self.capabilities.timer_shift);
+        if !self.counting.counts() {
+            return Ok(bound);
         }
-        let Some(landing) = &mut self.landing else {
-            return instructions;
+        let next = self.next_move(until);
+        let Method::Pmu(Programmed { counter, .. }) = self.counting.method else {
+            let reach = match next {
+                Ok(Move::Arm { after }) => after,
+                // No processor that this runs on delivers the monitor trap: the preemption timer does it.
+                Ok(Move::Step | Move::StepOver) => instructions.min(1),
+                // Only an event is left to deliver. Counted by the TSC, the timer has never let a guest pass.
+                Ok(Move::Arrived) | Err(Passed { .. }) => instructions,
+            };
+            return Ok(counter::timer(reach, budget));
         };
-        match landing.next(self.icount, Place::Boundary) {
-            Ok(Move::Arm { after }) => after,
-            Ok(Move::Step | Move::StepOver) => step(instructions),
-            // Only an event is left to deliver. Counted by the TSC, the timer has never let a guest pass.
-            Ok(Move::Arrived) | Err(_) => instructions,
+        let (after, stepping) = match next {
+            Ok(Move::Arm { after }) => (after, false),
+            Ok(Move::Step | Move::StepOver) => (u64::MAX, true),
+            // An event is left to deliver: the trap comes in front of the first instruction behind it.
+            Ok(Move::Arrived) if self.pending.is_some() => (u64::MAX, true),
+            Ok(Move::Arrived) => return Err(Exit::Landed),
+            Err(passed) => return Err(passed_exit(passed)),
+        };
+        pmu::rearm();
+        if let Some(lists) = &mut self.lists {
+            lists.load(counter.entry_list(after));
+        }
+        self.windows.set(PrimaryControls::MONITOR_TRAP, stepping);
+        Ok(bound)
+    }
+
+    fn next_move(&mut self, until: u64) -> Result<Move, Passed> {
+        if self.landing.is_none_or(|landing| landing.target() != until) {
+            let margin = match &mut self.margin {
+                Margin::Random(skid) => skid.margin(),
+                Margin::Fixed(margin) => *margin,
+            };
+            self.landing = Some(Landing::new(until, margin));
+        }
+        match &mut self.landing {
+            // Repeated instructions are stepped by their iterations.
+            Some(landing) => landing.next(self.icount, Place::Boundary),
+            None => Ok(Move::Arrived),
+        }
+    }
+
+    /// The count is reached, or passed.
+    #[cold]
+    pub(super) fn arrive(&mut self, until: u64) -> Exit {
+        match self.counting.method {
+            Method::Pmu(_) => match self.next_move(until) {
+                Ok(_) => Exit::Landed,
+                Err(passed) => passed_exit(passed),
+            },
+            Method::Tsc | Method::SteppedTsc | Method::ExitOrdinal => Exit::Landed,
+        }
+    }
+
+    /// Instructions that were counted in the last entry otherwise than by the TSC.
+    #[cold]
+    pub(super) fn retired_otherwise(&self) -> u64 {
+        match (self.counting.method, &self.lists) {
+            (Method::Pmu(Programmed { counter, overhead }), Some(lists)) => {
+                lists.retired(counter).wrapping_sub(*overhead)
+            }
+            _ => 0,
         }
     }
 }
 
-/// A step, as long as no processor that this runs on delivers the monitor trap: the preemption timer stops behind one
-/// instruction.
-fn step(instructions: u64) -> u64 {
-    instructions.min(1)
+fn passed_exit(Passed { target, at }: Passed) -> Exit {
+    log::error!(
+        "counter: passed {:?} and stopped at {:?}: this processor's margin is too small",
+        Icount(target),
+        Icount(at)
+    );
+    Exit::Unexpected {
+        code: PASSED,
+        qualification: at,
+    }
 }

@@ -16,14 +16,15 @@ use arch::vmx::control::PrimaryControls;
 use arch::vmx::exit::{ENTRY_FAILED, ExitReason};
 use arch::vmx::field::{self, SegmentFields};
 use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
-use vmm::pmu::Skid;
 use vmm::pmu::landing::Landing;
 
 use super::control::{self, Vmcs};
-use super::counter::Counting;
+use super::counter::{self, Counting, Method, Programmed};
 use super::entry::{self, Frame};
 use super::live::{Live, Registers};
+use super::pmu::Lists;
 use super::setup::{self, Resources};
+use super::step::Margin;
 use super::{Processor, Vmx};
 use crate::guest_ram::GuestRam;
 use crate::vt::nested::{Format, NestedTables};
@@ -91,8 +92,10 @@ pub struct Vcpu {
     pub(super) refused: Option<&'static str>,
     /// The next entry ends a first touch of RAM.
     pub(super) entry_is_for_ram: bool,
-    /// The test switch by which landings are stepped.
-    pub(super) skid: Option<Skid>,
+    /// How early this guest is stopped, if landings are stepped.
+    pub(super) margin: Margin,
+    /// Where a performance counter counts.
+    pub(super) lists: Option<Lists>,
     /// The way to where this run is to land, if that is stepped.
     pub(super) landing: Option<Landing>,
     launched: bool,
@@ -107,8 +110,28 @@ impl Vcpu {
     ///
     /// There is no memory for its tables.
     pub fn new(vmx: &Vmx) -> Result<Self, NewError> {
+        Self::counting(vmx, vmx.counting)
+    }
+
+    /// The same, counting otherwise than [`Vmx::calibrate`] has found.
+    pub(super) fn counting(vmx: &Vmx, counting: Counting) -> Result<Self, NewError> {
         let processor = vmx.processor;
-        let capabilities = vmx.capabilities;
+        let mut capabilities = vmx.capabilities;
+        let mut lists = None;
+        let mut counting = counting;
+        let mut margin = Margin::Fixed(0);
+        match (counting.method, vmx.skid) {
+            (Method::Tsc, Some(skid)) => {
+                counting.method = Method::SteppedTsc;
+                margin = Margin::Random(skid);
+            }
+            (Method::Pmu(Programmed { counter, .. }), _) => {
+                Lists::add_controls(&mut capabilities);
+                lists = Some(Lists::new(counter).ok_or(NewError::OutOfMemory)?);
+                margin = Margin::Fixed(counter.margin());
+            }
+            (Method::Tsc | Method::SteppedTsc | Method::ExitOrdinal, _) => {}
+        }
         let tables = NestedTables::new().ok_or(NewError::OutOfMemory)?;
         let ept_pointer = ept::pointer(tables.root(), capabilities.ept_vpid.accessed_dirty());
         let vmcs = Vmcs::new(processor, capabilities.revision).ok_or(NewError::OutOfMemory)?;
@@ -119,6 +142,9 @@ impl Vcpu {
             vpid,
         };
         setup::write(&vmcs, &capabilities, &resources);
+        if let Some(lists) = &lists {
+            lists.set_up(&vmcs);
+        }
         // The tables' frame may have been another guest's root before.
         control::invept(capabilities.ept_vpid.invept_single().then_some(ept_pointer));
         let state = CpuState::real_mode(0);
@@ -130,7 +156,7 @@ impl Vcpu {
             processor,
             live: Live::new(Registers::of(&state)),
             vpid,
-            counting: vmx.counting,
+            counting,
             icount: 0,
             rip: state.rip,
             rflags: state.rflags,
@@ -142,7 +168,8 @@ impl Vcpu {
             loaded_windows: PrimaryControls::empty(),
             refused: None,
             entry_is_for_ram: false,
-            skid: vmx.skid,
+            margin,
+            lists,
             landing: None,
             launched: false,
             last_exit_tsc: 0,
@@ -159,9 +186,9 @@ impl Vcpu {
         }
     }
 
-    /// Enters the guest once. `Err` is an entry that the processor refused.
-    #[inline]
-    fn enter_once(&mut self, timer: u32) -> Result<ExitReason, Exit> {
+    /// Enters the guest once. `Err` is an entry that the processor refused. `PLAIN`: the TSC counts.
+    #[inline(always)]
+    fn enter_once<const PLAIN: bool>(&mut self, timer: u32) -> Result<ExitReason, Exit> {
         let vmcs = self.vmcs.current();
         vmcs.set(field::PREEMPTION_TIMER, timer);
         let rsp = self.frame.gprs[Gpr::Rsp];
@@ -190,19 +217,23 @@ impl Vcpu {
         self.loaded_rsp = rsp;
         self.rip = vmcs.read(field::GUEST_RIP);
         self.rflags = Rflags::from_bits_retain(vmcs.read(field::GUEST_RFLAGS));
-        let retired = self.counting.retired(&self.frame);
+        let retired = if PLAIN || matches!(self.counting.method, Method::SteppedTsc) {
+            self.counting.ticks(&self.frame)
+        } else {
+            self.retired_otherwise()
+        };
         self.icount = self.icount.wrapping_add(retired);
         self.count_host_ticks();
         Ok(ExitReason(reason as u16))
     }
 
     /// Adds what the host has taken between the last exit and the entry that followed.
-    #[inline]
+    #[inline(always)]
     fn count_host_ticks(&mut self) {
         self.counts.entries = self.counts.entries.wrapping_add(1);
         let between = self.frame.entry_tsc.wrapping_sub(self.last_exit_tsc);
         self.last_exit_tsc = self.frame.exit_tsc;
-        let ticks = between.wrapping_add(self.counting.entry_overhead());
+        let ticks = between.wrapping_add(self.counting.overhead);
         let sum = if self.entry_is_for_ram {
             self.entry_is_for_ram = false;
             &mut self.counts.ram_fault_ticks
@@ -212,24 +243,36 @@ impl Vcpu {
         *sum = sum.wrapping_add(ticks);
     }
 
-    /// Runs until something surfaces; the checks of `run` have been made.
-    #[inline]
-    fn run_until(&mut self, memory: &mut GuestRam, until: u64, budget: u64) -> Exit {
+    /// Runs until something surfaces; the checks of `run` have been made. `PLAIN`: the TSC counts, and nothing is
+    /// stepped.
+    #[inline(always)]
+    fn run_until<const PLAIN: bool>(
+        &mut self,
+        memory: &mut GuestRam,
+        until: u64,
+        budget: u64,
+    ) -> Exit {
         let mut left = budget;
         loop {
             // An exit on RAM in an event's delivery can leave an event and no instruction: the event is
             // delivered before the landing, as it is where the RAM was mapped already.
             let instructions = until.saturating_sub(self.icount);
             if instructions == 0 && self.pending.is_none() {
-                return Exit::Landed;
+                return if PLAIN {
+                    Exit::Landed
+                } else {
+                    self.arrive(until)
+                };
             }
-            let shift = self.capabilities.timer_shift;
-            let reach = match self.skid {
-                None => instructions,
-                Some(_) => self.approach(until, instructions),
+            let timer = if PLAIN {
+                counter::timer(instructions, left)
+            } else {
+                match self.approach(until, instructions, left) {
+                    Ok(timer) => timer,
+                    Err(exit) => return exit,
+                }
             };
-            let timer = self.counting.timer(reach, left, shift);
-            let reason = match self.enter_once(timer) {
+            let reason = match self.enter_once::<PLAIN>(timer) {
                 Ok(reason) => reason,
                 Err(refused) => return refused,
             };
@@ -243,6 +286,19 @@ impl Vcpu {
                 return Exit::HostWork;
             }
         }
+    }
+}
+
+impl Vcpu {
+    /// [`Vcpu::run_until`] where it takes more than the TSC.
+    #[cold]
+    #[inline(never)]
+    fn run_otherwise(&mut self, memory: &mut GuestRam, until: u64, budget: u64) -> Exit {
+        let exit = self.run_until::<false>(memory, until, budget);
+        if !self.counting.counts() && exit.kind() == ExitKind::Deterministic {
+            self.icount = self.icount.wrapping_add(1);
+        }
+        exit
     }
 }
 
@@ -275,11 +331,11 @@ impl vmm::cpu::Vcpu for Vcpu {
         if self.last_exit_tsc == 0 {
             self.last_exit_tsc = x86::rdtsc();
         }
-        let exit = self.run_until(memory, until.0, budget);
-        if self.counting == Counting::ExitOrdinal && exit.kind() == ExitKind::Deterministic {
-            self.icount = self.icount.wrapping_add(1);
+        if matches!(self.counting.method, Method::Tsc) {
+            self.run_until::<true>(memory, until.0, budget)
+        } else {
+            self.run_otherwise(memory, until.0, budget)
         }
-        exit
     }
 
     fn icount(&self) -> Icount {
@@ -302,7 +358,7 @@ impl vmm::cpu::Vcpu for Vcpu {
             next &= 0xffff_ffff;
         }
         self.store_rip(next);
-        if matches!(self.counting, Counting::Tsc { .. }) {
+        if self.counting.counts() {
             self.icount = self.icount.wrapping_add(1);
         }
         self.finish_instruction();
