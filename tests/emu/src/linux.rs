@@ -1,4 +1,4 @@
-//! An unmodified Debian kernel: it works, starts again, and switches its machine off.
+//! An unmodified Debian kernel: it works, starts again, and switches its machine off; and replayed it does the same.
 
 use anyhow::{Context, Result, ensure};
 use boot::{Firmware, Payload};
@@ -8,7 +8,7 @@ use xtask::linux::Linux;
 use xtask::{config, debian, serial};
 
 use crate::Lab;
-use crate::run::{Judged, Specimen, explain, start};
+use crate::run::{Judged, Specimen, explain, judge_replays, start};
 
 /// Memory of the guest in MiB.
 const MEMORY_MIB: u32 = 192;
@@ -30,6 +30,9 @@ dmesg | grep -iE 'unstable|skew|lockup|firmware bug|unchecked|(apic|acpi|tsc|pci
 echo no more complaints;
 date -s 2031-05-06 >/dev/null; hwclock -w -u; reboot -f; sleep 99
 "#;
+
+/// It is recorded, and then replayed by the same host.
+const REPLAYED: &str = "\n[test]\nreplays = 1\n";
 
 /// What follows its kernel's complaints.
 const NO_COMPLAINTS: &str = "no more complaints";
@@ -64,8 +67,11 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
         cmdline: debian::cmdline_running(&one_line(SCRIPT))?,
         instruction_limit: None,
     };
+    // Under UEFI QEMU does not count exactly.
+    let replays = usize::from(firmware == Firmware::Bios);
+    let tables = if replays == 0 { "" } else { REPLAYED };
     let payload = Payload {
-        config: config::compose_linux(platform, &guest)?,
+        config: config::compose_linux(platform, &guest)? + tables,
         files: guest.files(),
         seed: Some(seed()?),
     };
@@ -82,7 +88,9 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
     };
     let name = format!("{platform}{uefi}-linux");
     let outcome = start(lab, &lab.artifacts, &name, specimen, &payload.container()?)?;
-    judge(&outcome.serial, &outcome.end).map_err(|error| explain(&outcome, &error))
+    judge(&outcome.serial, &outcome.end)
+        .and_then(|()| judge_replays(&outcome.serial, "linux", replays))
+        .map_err(|error| explain(&outcome, &error))
 }
 
 /// The kernel's command line is one line.

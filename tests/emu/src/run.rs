@@ -83,6 +83,18 @@ impl HostRun {
         })
     }
 
+    /// Whether the guest ended as it has to, and so many replays were the same run.
+    ///
+    /// # Errors
+    ///
+    /// What was different, with the end of the log.
+    pub fn judge_replays(&self, guest: &Guest, replays: usize) -> Judged {
+        self.judge_guest(guest)?;
+        let outcome = self.outcome()?;
+        judge_replays(&outcome.serial, &guest.name, replays)
+            .map_err(|error| explain(outcome, &error))
+    }
+
     /// Whether the host outlived its guests and ended in order.
     ///
     /// # Errors
@@ -200,6 +212,25 @@ fn judge_guest(said: &str, guest: &Guest) -> Judged {
         }
     }
     ensure!(faults.is_empty(), "guest {name}:\n{faults}");
+    Ok(())
+}
+
+/// Whether a recorded guest was replayed so many times, each time to the end that was recorded.
+///
+/// # Errors
+///
+/// How often it was not.
+pub fn judge_replays(said: &str, name: &str, replays: usize) -> Judged {
+    let recorded = serial::stop_reason(said, name).unwrap_or_default();
+    let ends: Vec<_> = serial::replays(said, name).collect();
+    // Where a limit of exits stops it is the recording host's doing: there the log just ends.
+    let same =
+        |end: &&&str| **end == recorded || recorded == "exit limit" && **end == "end of the log";
+    let good = ends.iter().filter(same).count();
+    ensure!(
+        good == replays && ends.len() == replays,
+        "guest {name}: recorded: {recorded:?}; replayed: {ends:?}"
+    );
     Ok(())
 }
 

@@ -37,12 +37,21 @@ fn trials() -> Result<Vec<Trial>> {
     let full = std::env::var_os(FULL_VARIABLE).is_some();
     let mut trials = vec![trial("kernel/no-simd".to_owned(), no_simd)];
     for platform in platforms()? {
-        for run in runs(platform, Firmware::Bios, &guests) {
+        // A recorded guest is judged like any other: it need not run twice.
+        let (replayed, plain): (Vec<_>, Vec<_>) = guests
+            .iter()
+            .cloned()
+            .partition(|g| g.is_replayed_on(platform) && (full || is_replayed(g)));
+        for run in runs(platform, Firmware::Bios, &plain) {
             add_run(&mut trials, run);
+        }
+        for run in replayed_runs(platform, &replayed) {
+            add_replayed_run(&mut trials, run);
         }
         for run in special_runs(platform, &guests) {
             add_run(&mut trials, run);
         }
+        add_replayed_run(&mut trials, stepped_run(platform, &guests));
         trials.push(trial(format!("{platform}/linux"), move || {
             judge_linux(platform, Firmware::Bios)
         }));
@@ -132,6 +141,80 @@ fn special_runs(platform: Platform, guests: &[Guest]) -> [HostRun; 2] {
             &["counter: exact, proven on", "random states: "],
         ),
     ]
+}
+
+/// Guests that are recorded and replayed in every run of the tests, all of them in long ones.
+const REPLAYED: [&str; 12] = [
+    "hello",
+    "storm",
+    "interrupts",
+    "exceptions",
+    "debug",
+    "ring3",
+    "selfmod",
+    "ports",
+    "paging",
+    "long",
+    "real",
+    "rdtsc",
+];
+
+fn is_replayed(guest: &Guest) -> bool {
+    REPLAYED.contains(&guest.name.as_str())
+}
+
+/// Guests recorded and replayed, with runs cut at random.
+fn replayed_runs(platform: Platform, guests: &[Guest]) -> Vec<HostRun> {
+    runs(platform, Firmware::Bios, guests)
+        .into_iter()
+        .map(|run| {
+            let mut run = run.with("\n[test]\nreplays = 1\nslices = 1\n", &[]);
+            run.name.push_str("-replayed");
+            run
+        })
+        .collect()
+}
+
+/// A test for each guest that is replayed, and one for its host.
+fn add_replayed_run(trials: &mut Vec<Trial>, run: HostRun) {
+    let run = Arc::new(run);
+    for guest in run.guests().to_vec() {
+        let shared = Arc::clone(&run);
+        let name = format!("{}/{}", run.name, guest.name);
+        trials.push(trial(name, move || shared.judge_replays(&guest, 1)));
+    }
+    let name = format!("{}/host", run.name);
+    trials.push(trial(name, move || run.judge_host()));
+}
+
+/// Guests whose landings are stepped in one run.
+const STEPPED: [&str; 11] = [
+    "hello",
+    "interrupts",
+    "exceptions",
+    "debug",
+    "ring3",
+    "selfmod",
+    "ports",
+    "paging",
+    "long",
+    "real",
+    "fpu-a",
+];
+
+/// Some guests recorded and replayed, with runs cut at random and every landing stepped, by which the counter is proven
+/// too.
+fn stepped_run(platform: Platform, guests: &[Guest]) -> HostRun {
+    let stepped = guests
+        .iter()
+        .filter(|g| STEPPED.contains(&g.name.as_str()) && g.is_replayed_on(platform))
+        .cloned()
+        .collect();
+    let name = format!("{platform}-stepped");
+    HostRun::new(name, platform, Firmware::Bios, stepped).with(
+        "\n[test]\nreplays = 1\nslices = 2\nskid = 2000\n",
+        &["counter: exact, proven on"],
+    )
 }
 
 /// A test for each guest of a run, and one for its host.
