@@ -248,10 +248,10 @@ mod tests {
             for popped in [false, true] {
                 check(Kind::PopFlags, start, popf(popped));
                 let mut returning = start;
-                returning.r11 = 0x202 | u64::from(popped) * TF;
+                returning.r11 = 0x202 | if popped { TF } else { 0 };
                 check(Kind::SystemReturn, returning, sysret);
                 let mut calling = start;
-                calling.sfmask = 0x200 | u64::from(popped) * TF;
+                calling.sfmask = 0x200 | if popped { TF } else { 0 };
                 check(Kind::SystemCall, calling, syscall);
             }
         }
