@@ -215,6 +215,8 @@ struct Running<'a, B: Backend> {
     kept: Kept,
     sink: Sink,
     cursor: Cursor,
+    /// Host time of its start, in nanoseconds.
+    started: u64,
 }
 
 impl<'a, B: Backend> Running<'a, B> {
@@ -321,6 +323,7 @@ impl<B: Backend> Room<'_, B> {
             kept,
             sink,
             cursor,
+            started: time::now_ns(),
         };
         if test.slices != 0 && !matches!(running.kept, Kept::Nothing) {
             let number = match running.kept {
@@ -488,6 +491,13 @@ fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
 fn report<B: Backend>(running: &mut Running<'_, B>, stop: Stop) -> Outcome {
     let machine = &mut running.machine;
     let name = &running.guest.name;
+    let mode = match machine.door().mode() {
+        Mode::Live => "live",
+        Mode::Recording(_) => "recorded",
+        Mode::Replaying(_) => "replayed",
+    };
+    let ns = time::now_ns() - running.started;
+    logger::plain(format_args!("run| vm={name} mode={mode} ns={ns}"));
     let Some(progress) = machine.door().replayer().map(|r| r.progress()) else {
         logger::plain(format_args!("vm {name}: stopped: {stop}"));
         lines(&Exits(machine).to_string());

@@ -20,6 +20,13 @@ impl Icount {
     /// A point that is never reached.
     pub const NEVER: Icount = Icount(u64::MAX);
 
+    /// Behind the instruction that comes next. No count gets near its end.
+    #[inline]
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+
     /// The point `instructions` later; saturates at [`Icount::NEVER`].
     #[must_use]
     pub const fn after(self, instructions: u64) -> Self {

@@ -99,6 +99,12 @@ impl Door {
         matches!(self.mode, Mode::Live)
     }
 
+    /// Where values come from.
+    #[must_use]
+    pub fn mode(&self) -> &Mode {
+        &self.mode
+    }
+
     /// The log's writer.
     #[must_use]
     pub fn recorder(&mut self) -> Option<&mut Recorder> {

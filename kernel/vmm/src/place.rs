@@ -10,7 +10,7 @@ use alloc::boxed::Box;
 
 use devices::time::GuestTime;
 
-use crate::cpu::{CounterKind, Exit, ExitKind, Icount, Vcpu};
+use crate::cpu::{CounterKind, ExitKind, Icount, Vcpu};
 use crate::digest::{self, Parts};
 use crate::host::Host;
 use crate::log::{End, Input, Point, Registers, Snapshot, What};
@@ -74,20 +74,20 @@ impl<V: Vcpu> Machine<V> {
     }
 
     /// Notes a deterministic exit before it is handled.
-    #[inline]
-    pub(crate) fn note_exit(&mut self, exit: &Exit, reason: Reason) {
-        if exit.kind() == ExitKind::Deterministic {
+    #[cold]
+    pub(crate) fn note_exit(&mut self, reason: Reason) {
+        if reason.kind() == ExitKind::Deterministic {
             self.place.exits = self.place.exits.wrapping_add(1);
             self.fold(reason as u64);
         }
     }
 
     /// Notes where an exit has left the guest, after it has been handled.
-    #[inline]
-    pub(crate) fn note_place(&mut self, exit: &Exit) {
-        match exit.kind() {
+    #[cold]
+    pub(crate) fn note_place(&mut self, reason: Reason) {
+        match reason.kind() {
             ExitKind::Deterministic => self.place.arrive(self.vcpu.icount()),
-            ExitKind::HostLocal => self.place.at_point = *exit == Exit::Landed,
+            ExitKind::HostLocal => self.place.at_point = reason == Reason::Landed,
         }
         if let Some(difference) = self.door.unanswered() {
             self.diverge(difference, None);

@@ -337,22 +337,10 @@ impl Profile {
             .map(|(_, _, r)| *r)
     }
 
-    /// What CPUID answers. Whether it depends on what can change, [`depends`] says.
+    /// What CPUID answers. Whether it depends on what can change, [`depends`] says; if not, [`Profile::fixed`] is the answer.
     #[must_use]
     pub fn cpuid(&self, leaf: u32, subleaf: u32, dynamic: Dynamic) -> Leaf {
-        let indexed = matches!(leaf, 7 | 0xd);
-        let Some(mut answer) = self.find(leaf, if indexed { subleaf } else { 0 }) else {
-            // Above the last basic leaf, and in ranges that do not exist, a processor answers the
-            // last basic leaf (SDM 2A, CPUID).
-            let in_range = leaf <= 0x16
-                || (HYPERVISOR_LEAF..HYPERVISOR_LEAF + 0x100).contains(&leaf)
-                || (0x8000_0000..=0x8000_0008).contains(&leaf);
-            return if in_range {
-                Leaf::default()
-            } else {
-                self.max_basic
-            };
-        };
+        let mut answer = self.fixed(leaf, subleaf);
         if leaf == 1 && dynamic.cr4.contains(Cr4::OSXSAVE) {
             answer.ecx |= LEAF_1_ECX_OSXSAVE;
         }
@@ -363,6 +351,25 @@ impl Profile {
             answer.ebx = XSAVE_BYTES;
         }
         answer
+    }
+
+    /// What CPUID answers as long as nothing is switched on or off.
+    #[must_use]
+    pub fn fixed(&self, leaf: u32, subleaf: u32) -> Leaf {
+        let indexed = matches!(leaf, 7 | 0xd);
+        if let Some(answer) = self.find(leaf, if indexed { subleaf } else { 0 }) {
+            return answer;
+        }
+        // Above the last basic leaf, and in ranges that do not exist, a processor answers the
+        // last basic leaf (SDM 2A, CPUID).
+        let in_range = leaf <= 0x16
+            || (HYPERVISOR_LEAF..HYPERVISOR_LEAF + 0x100).contains(&leaf)
+            || (0x8000_0000..=0x8000_0008).contains(&leaf);
+        if in_range {
+            Leaf::default()
+        } else {
+            self.max_basic
+        }
     }
 
     /// XCR0 bits that exist.

@@ -31,6 +31,9 @@ impl<V: Vcpu> Machine<V> {
         if self.board.hears() {
             self.door.listen(host);
         }
+        if self.door.has_input() && !self.logged {
+            self.enter_typed_and_wanted();
+        }
         for _ in 0..MAX_EXITS_PER_SLICE {
             if self.stop.is_some() {
                 break;
@@ -47,14 +50,14 @@ impl<V: Vcpu> Machine<V> {
             };
             self.stats.record(trace, self.vcpu.host_local().host_ticks);
             if self.logged {
-                self.note_exit(&exit, reason);
+                self.note_exit(reason);
             }
             match self.handle(&exit, host) {
                 Next::Retire => self.retire(),
                 Next::RetireBytes(length) => {
-                    let tf = self.single_stepping();
+                    // TF is not what stepping over an instruction changes.
                     self.vcpu.advance_by(length);
-                    self.trap_after(tf);
+                    self.trap_after(self.single_stepping());
                 }
                 Next::Repeat => self.trap_after(self.single_stepping()),
                 Next::Stay => {}
@@ -65,9 +68,9 @@ impl<V: Vcpu> Machine<V> {
                 self.stop = Some(request.into());
             }
             if self.logged {
-                self.note_place(&exit);
+                self.note_place(reason);
             }
-            if matches!(exit, Exit::HostWork) {
+            if reason == Reason::HostWork {
                 break;
             }
         }
@@ -102,13 +105,11 @@ impl<V: Vcpu> Machine<V> {
         let mut until = self.limit;
         if self.logged {
             (until, budget) = self.place_logged(host, budget)?;
-        } else {
-            budget = self.enter_live(host, budget);
-        }
-        if self.stop.is_some() {
-            return None;
         }
         if self.board.has_time() {
+            if !self.logged {
+                budget = self.let_time_in(host, budget);
+            }
             self.deliver(now);
         } else {
             match self.board.due() {
@@ -121,18 +122,24 @@ impl<V: Vcpu> Machine<V> {
             }
         }
         if self.halted {
-            // With interrupts off only an NMI could end it.
-            if !self.board.has_time() || !self.vcpu.rflags().contains(Rflags::IF) {
-                self.stop = Some(Stop::Halted);
-            } else {
-                self.waits_in_vain();
-            }
+            self.waits();
             return None;
         }
         Some((until, budget))
     }
 
-    /// [`Machine::place`] of a guest whose log is kept or followed.
+    /// The processor waits. With interrupts off only an NMI could end it.
+    #[cold]
+    fn waits(&mut self) {
+        if !self.board.has_time() || !self.vcpu.rflags().contains(Rflags::IF) {
+            self.stop = Some(Stop::Halted);
+        } else {
+            self.waits_in_vain();
+        }
+    }
+
+    /// What comes by itself enters a guest whose log is kept or followed. Returns as [`Machine::place`] does.
+    #[cold]
     fn place_logged(&mut self, host: &mut impl Host, budget: u64) -> Option<(Icount, u64)> {
         let replaying = self.door.replayer().is_some();
         let (mut until, mut budget) = if replaying {
@@ -146,16 +153,13 @@ impl<V: Vcpu> Machine<V> {
                 until = until.min(self.vcpu.icount().after(instructions));
             }
         }
-        Some((until.min(self.limit), budget))
+        // Something that entered may have switched it off.
+        self.stop.is_none().then(|| (until.min(self.limit), budget))
     }
 
-    /// What has come enters a guest without a log wherever it is. Returns how much of `budget` is left until the
-    /// devices' next deadline.
-    #[inline]
-    fn enter_live(&mut self, host: &mut impl Host, budget: u64) -> u64 {
-        if self.door.has_input() {
-            self.enter_typed_and_wanted();
-        }
+    /// Lets time enter a guest without a log, wherever it is, if the devices' deadline has come. Returns how much of
+    /// `budget` is left until the next one.
+    fn let_time_in(&mut self, host: &mut impl Host, budget: u64) -> u64 {
         while let Some(deadline) = self.board.deadline() {
             match self.door.late(host, deadline) {
                 Ok(late) => {

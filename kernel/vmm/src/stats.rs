@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::cpu::Exit;
+use crate::cpu::{Exit, ExitKind};
 
 /// Why a guest left, as counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +83,16 @@ impl Reason {
         "host-work",
         "window",
     ];
+
+    /// What [`Exit::kind`] says of such exits.
+    #[inline]
+    #[must_use]
+    pub const fn kind(self) -> ExitKind {
+        match self {
+            Reason::Landed | Reason::HostWork | Reason::Window => ExitKind::HostLocal,
+            _ => ExitKind::Deterministic,
+        }
+    }
 
     /// Its name in logs and tables.
     #[must_use]
@@ -318,6 +328,19 @@ mod tests {
         }
         let kept: Vec<_> = stats.traces().map(|t| t.icount).collect();
         assert_eq!(kept, (3..TRACES as u64 + 3).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn reasons_are_of_the_kind_of_their_exits() {
+        for exit in [
+            Exit::Landed,
+            Exit::HostWork,
+            Exit::Window,
+            Exit::Cpuid,
+            Exit::TripleFault,
+        ] {
+            assert_eq!(Reason::from(&exit).kind(), exit.kind(), "{exit:?}");
+        }
     }
 
     #[test]

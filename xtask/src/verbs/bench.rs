@@ -41,6 +41,12 @@ enum What {
         #[arg(long, value_enum, default_value_t = Platform::Qemu)]
         platform: Platform,
     },
+    /// What recording and replaying cost, and how long a log gets.
+    Replay {
+        /// Which machine.
+        #[arg(long, value_enum, default_value_t = Platform::Qemu)]
+        platform: Platform,
+    },
     /// What the replication protocol costs: sealing, small entries, goodput, memory.
     Link,
 }
@@ -54,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let platform = match arguments.what {
         What::Exits { platform } => platform,
         What::Boot { platform } => return super::bench_boot::run(platform),
+        What::Replay { platform } => return super::bench_replay::run(platform),
         What::Link => return super::bench_link::run(),
     };
     check_platform(platform, Firmware::Bios)?;

@@ -82,7 +82,7 @@ pub fn run(platform: Platform) -> Result<()> {
 
     let log = directory.join(format!("{platform}-boot.log"));
     let (start, times) = milestones(&log, &ON_DUET, || {
-        on_duet(platform, &artifacts, &files, AT_THE_SHELL, &log)
+        on_duet(platform, &artifacts, &files, (AT_THE_SHELL, ""), &log)
     })?;
     let mut out = String::new();
     let [loaded, guest, shell] = times;
@@ -123,7 +123,7 @@ pub fn run(platform: Platform) -> Result<()> {
     }
     if platform == Platform::Qemu {
         let log = directory.join(format!("{platform}-work.log"));
-        let said = on_duet(platform, &artifacts, &files, &workload(), &log)?;
+        let said = on_duet(platform, &artifacts, &files, (&workload(), ""), &log)?;
         let bare = directly(&files, &workload(), &directory.join("without-work.log"))?;
         out += &comparison(&said, &bare)?;
     }
@@ -189,11 +189,12 @@ fn milestones<T, const N: usize>(
     Ok((result, times.map(Option::unwrap_or_default)))
 }
 
-fn on_duet(
+/// Runs `script` in Linux on Duet, whose configuration ends with `tables`. Returns what was said, which is in `log` too.
+pub(super) fn on_duet(
     platform: Platform,
     artifacts: &Artifacts,
     files: &Debian,
-    script: &str,
+    (script, tables): (&str, &str),
     log: &Path,
 ) -> Result<String> {
     let guest = Linux {
@@ -204,7 +205,7 @@ fn on_duet(
         instruction_limit: None,
     };
     let payload = Payload {
-        config: config::compose_linux(platform, &guest)?,
+        config: config::compose_linux(platform, &guest)? + tables,
         files: guest.files(),
         seed: Some(seed()?),
     };

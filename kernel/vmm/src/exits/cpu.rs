@@ -1,6 +1,6 @@
 //! CPUID, HLT, random numbers, hypercalls.
 
-use arch::regs::{Cr4, Gpr, Rflags, Xcr0};
+use arch::regs::{Gpr, Rflags};
 
 use super::Next;
 use crate::cpu::Vcpu;
@@ -14,21 +14,17 @@ pub(crate) fn cpuid<V: Vcpu>(machine: &mut Machine<V>) -> Next {
     let gprs = machine.vcpu.gprs();
     let (leaf, subleaf) = (gprs[Gpr::Rax] as u32, gprs[Gpr::Rcx] as u32);
     // Few leaves depend on registers; the others must not pay for reading them.
-    let dynamic = if profile::depends(leaf) {
+    let answer = if profile::depends(leaf) {
         let control = machine.vcpu.control();
-        Dynamic {
+        let dynamic = Dynamic {
             cr4: control.cr4,
             xcr0: control.xcr0,
             apic: machine.board.has_apic(),
-        }
+        };
+        machine.profile.cpuid(leaf, subleaf, dynamic)
     } else {
-        Dynamic {
-            cr4: Cr4::empty(),
-            xcr0: Xcr0::X87,
-            apic: true,
-        }
+        machine.profile.fixed(leaf, subleaf)
     };
-    let answer = machine.profile.cpuid(leaf, subleaf, dynamic);
     let gprs = machine.vcpu.gprs_mut();
     gprs[Gpr::Rax] = u64::from(answer.eax);
     gprs[Gpr::Rbx] = u64::from(answer.ebx);

@@ -17,9 +17,10 @@ pub(crate) fn port<V: Vcpu>(
 ) -> Next {
     machine.traps |= port_hits(machine, access.port, access.size);
     if access.string {
-        return emulate(machine, host);
+        let traps = machine.traps != 0;
+        return emulate(machine, host, traps);
     }
-    let now = machine.vcpu.icount().after(1);
+    let now = machine.vcpu.icount().next();
     let mut bus = machine.board.bus(host, &mut machine.door, now);
     if access.write {
         let value = machine.vcpu.gprs()[Gpr::Rax] as u32;
@@ -44,18 +45,19 @@ pub(crate) fn nested_fault<V: Vcpu>(
         // Nothing answers the fetch: it reads ones, which are no instruction.
         return Next::Inject(Event::undefined_opcode());
     }
-    emulate(machine, host)
+    // Breakpoints on ports do not concern it.
+    emulate(machine, host, false)
 }
 
-fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host) -> Next {
-    let now = machine.vcpu.icount().after(1);
+fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host, traps: bool) -> Next {
+    let now = machine.vcpu.icount().next();
     let mut bus = machine.board.bus(host, &mut machine.door, now);
     match execute(
         &mut machine.vcpu,
         &mut machine.memory,
         &mut bus,
         &mut machine.decoded,
-        machine.traps != 0,
+        traps,
     ) {
         Outcome::Done(length) => Next::RetireBytes(length),
         Outcome::Unfinished => Next::Repeat,
