@@ -37,6 +37,10 @@ const REPLAYED: &str = "\n[test]\nreplays = 1\n";
 /// What follows its kernel's complaints.
 const NO_COMPLAINTS: &str = "no more complaints";
 
+/// Which clock its kernel trusts. Without QEMU's instruction counter an exit can take a millisecond there, and the kernel
+/// finds no clock to measure the time-stamp counter by.
+const CLOCK: &str = "clock tsc";
+
 /// What the guest has to say, in this order.
 const SAYS: [&str; 10] = [
     "slept 5",
@@ -45,7 +49,7 @@ const SAYS: [&str; 10] = [
     "hash 07854d2fef297a06ba81685e660c332de36d5d18d546927d30daad6d7fda1541 -",
     "same",
     "loop ended 143",
-    "clock tsc",
+    CLOCK,
     "1",
     NO_COMPLAINTS,
     "started again",
@@ -88,7 +92,7 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
     };
     let name = format!("{platform}{uefi}-linux");
     let outcome = start(lab, &lab.artifacts, &name, specimen, &payload.container()?)?;
-    judge(&outcome.serial, &outcome.end)
+    judge(&outcome.serial, &outcome.end, replays != 0)
         .and_then(|()| judge_replays(&outcome.serial, "linux", replays))
         .map_err(|error| explain(&outcome, &error))
 }
@@ -99,10 +103,11 @@ fn one_line(script: &str) -> String {
     lines.join(" ").trim().to_owned()
 }
 
-fn judge(said: &str, end: &End) -> Result<()> {
+/// `exact`: the machine counts instructions.
+fn judge(said: &str, end: &End, exact: bool) -> Result<()> {
     ensure!(!said.contains(PANIC), "the hypervisor panicked");
     let mut lines = said.lines().map(|line| line.trim_end().replace("  ", " "));
-    for expected in SAYS {
+    for expected in SAYS.into_iter().filter(|said| exact || *said != CLOCK) {
         let mut skipped = Vec::new();
         loop {
             let line = lines
@@ -114,7 +119,7 @@ fn judge(said: &str, end: &End) -> Result<()> {
             skipped.push(line);
         }
         ensure!(
-            expected != NO_COMPLAINTS || skipped.is_empty(),
+            expected != NO_COMPLAINTS || skipped.is_empty() || !exact,
             "the guest's kernel complains: {skipped:#?}"
         );
     }
