@@ -8,7 +8,7 @@
 
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // a kernel: registers, page tables, code that changes itself
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicU64, Ordering};
