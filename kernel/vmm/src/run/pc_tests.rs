@@ -30,6 +30,12 @@ fn out_byte(port: u16) -> Exit {
 
 /// A machine with the chips of a PC.
 fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
+    let vcpu = ScriptedVcpu::new(CpuState::protected_mode(CODE), script);
+    pc_of(vcpu, Door::new(host, Mode::Live))
+}
+
+/// The same with this processor and door.
+pub(super) fn pc_of(vcpu: ScriptedVcpu, door: Door) -> Machine<ScriptedVcpu> {
     let chips = chipset::Config {
         low_memory: 0x1_0000,
         high_memory: 0,
@@ -40,7 +46,7 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
     };
     Machine::new(
         "pc".to_string(),
-        ScriptedVcpu::new(CpuState::protected_mode(CODE), script),
+        vcpu,
         Ram::new(0x1_0000),
         Profile::new(Level::V3, &host_cpuid)
             .unwrap()
@@ -50,7 +56,7 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
             serial: true,
             test_ports: true,
         },
-        Door::new(host, Mode::Live),
+        door,
         Limits::default(),
     )
 }

@@ -5,23 +5,19 @@ use alloc::string::ToString;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use devices::acpi_pm::TimerWidth;
-use devices::chipset;
 use proptest::prelude::*;
 
-use super::tests::{at, host_cpuid};
+use super::pc_tests::pc_of;
+use super::tests::at;
 use super::*;
-use crate::board::Kind;
-use crate::config::Limits;
 use crate::cpu::{CounterKind, PortAccess};
 use crate::log::{Entry, Input, Point, What};
 use crate::machine::Operation;
 use crate::nondet::{Door, Mode};
-use crate::profile::{Level, Profile};
 use crate::random::Random;
 use crate::record::Recorder;
 use crate::replay::{Difference, Replayer};
-use crate::testing::{Ram, ScriptedVcpu, Step, TestHost};
+use crate::testing::{ScriptedVcpu, Step, TestHost};
 use arch::msr;
 use arch::regs::{CpuState, Gpr};
 
@@ -29,34 +25,12 @@ const CODE: u32 = 0x4000;
 
 /// A PC that follows a script, with interrupts on and its APIC timer ticking every 50 µs.
 fn pc(script: &[Step], mode: Mode) -> Machine<ScriptedVcpu> {
-    let chips = chipset::Config {
-        low_memory: 0x1_0000,
-        high_memory: 0,
-        clock_base: 0,
-        serial: [true; 2],
-        physical_address_bits: 40,
-        timer_width: TimerWidth::Bits32,
-    };
     let mut state = CpuState::protected_mode(CODE);
     state.rflags |= Rflags::IF;
     let mut vcpu = ScriptedVcpu::new(state, script);
     vcpu.free_running = true;
     let mut host = TestHost::default();
-    let mut m = Machine::new(
-        "pc".to_string(),
-        vcpu,
-        Ram::new(0x1_0000),
-        Profile::new(Level::V3, &host_cpuid)
-            .unwrap()
-            .with_local_apic(),
-        &Kind::Pc {
-            chips,
-            serial: true,
-            test_ports: false,
-        },
-        Door::new(&mut host, Mode::Live),
-        Limits::default(),
-    );
+    let mut m = pc_of(vcpu, Door::new(&mut host, Mode::Live));
     let mut door = Door::default();
     for (number, value) in [
         (msr::APIC_BASE, 0xfee0_0d00),
