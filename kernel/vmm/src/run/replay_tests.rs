@@ -357,3 +357,28 @@ fn a_guest_waits_while_nobody_takes_its_log() {
     m.run(&mut host, 1_000_000);
     assert!(m.point().exits > exits);
 }
+
+#[test]
+fn a_difference_that_passes_is_found() {
+    let script = [at(10, Exit::Hypercall); 6];
+    let (_, log) = record(&script, 4, false);
+    let mut m = pc(&script, following(&log));
+    let mut host = TestHost::default();
+    // At one exit in the middle, and gone before the log has anything.
+    m.vcpu.script.truncate(2);
+    m.run(&mut host, 1_000_000);
+    m.vcpu.state.gprs[Gpr::R15] = 9;
+    m.vcpu.script.push_back(script[0]);
+    m.run(&mut host, 1_000_000);
+    m.vcpu.state.gprs[Gpr::R15] = 0;
+    m.vcpu.script.extend(&script[3..]);
+    assert_eq!(run(&mut m, 1), Some(Stop::Diverged));
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_is_a_difference() {
+    let (_, log) = record(&[at(10, Exit::Rdtsc)], 4, false);
+    let m = replay(&[at(10, Exit::Hypercall)], &log, None, 1);
+    let found = m.divergence().map(|d| d.difference.clone());
+    assert_eq!(found, Some(Difference::NotAsked { left: 1 }));
+}
