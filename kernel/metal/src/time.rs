@@ -21,6 +21,9 @@ static FREQUENCY: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds per TSC tick, times 2³²; 0 until calibrated. A multiplication is cheap enough for every exit.
 static NANOSECONDS_PER_TICK: AtomicU64 = AtomicU64::new(0);
 
+/// TSC ticks per nanosecond, times 2³²; 0 until calibrated.
+static TICKS_PER_NANOSECOND: AtomicU64 = AtomicU64::new(0);
+
 /// Length of one measurement: with a microsecond to read a clock the error is below 0.1 %.
 const MEASURE_NS: u64 = 2_000_000;
 /// Most measurements of each clock.
@@ -49,8 +52,10 @@ pub fn now_ns() -> u64 {
 }
 
 /// TSC ticks in `ns` nanoseconds, at least 1.
+#[inline]
 pub fn ticks(ns: u64) -> u64 {
-    let ticks = u128::from(ns) * u128::from(tsc_frequency()) / 1_000_000_000;
+    let scale = TICKS_PER_NANOSECOND.load(Ordering::Relaxed);
+    let ticks = (u128::from(ns) * u128::from(scale)) >> 32;
     u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
 }
 
@@ -249,6 +254,10 @@ pub fn calibrate(platform: &Platform) -> Result<Calibration, NoReference> {
     FREQUENCY.store(calibration.tsc_hz, Ordering::Relaxed);
     NANOSECONDS_PER_TICK.store(
         (1_000_000_000 << 32) / calibration.tsc_hz,
+        Ordering::Relaxed,
+    );
+    TICKS_PER_NANOSECOND.store(
+        ((u128::from(calibration.tsc_hz) << 32) / 1_000_000_000) as u64,
         Ordering::Relaxed,
     );
     apic::set_timer_frequency(calibration.lapic_hz);

@@ -221,22 +221,25 @@ impl Running {
     /// An odd number without pattern (2⁶⁴ divided by the golden ratio).
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
-    /// Folds a word.
-    #[inline]
-    pub fn fold(&mut self, word: u64) {
-        self.0 = (self.0 ^ word).wrapping_mul(Self::FACTOR).rotate_left(29);
-    }
-
-    /// Folds what happened, where, and the registers.
+    /// Folds what happened, where, and the registers. This is on the way of every exit: a word costs two instructions, every
+    /// fourth a multiplication.
     #[inline]
     pub fn fold_exit(&mut self, what: u64, icount: u64, registers: (u64, u64, &Gprs)) {
         let (rip, rflags, gprs) = registers;
-        self.fold(what << 56 ^ icount);
-        self.fold(rip);
-        self.fold(rflags);
-        for gpr in gprs.0 {
-            self.fold(gpr);
+        let mut digest = Self::stir(self.0 ^ what << 56 ^ icount);
+        digest = Self::stir((digest ^ rip).rotate_left(23) ^ rflags);
+        let (quads, _) = gprs.0.as_chunks::<4>();
+        for [a, b, c, d] in quads {
+            let two = (digest ^ a).rotate_left(13) ^ b;
+            let three = two.rotate_left(13) ^ c;
+            digest = Self::stir(three.rotate_left(13) ^ d);
         }
+        self.0 = digest;
+    }
+
+    #[inline]
+    const fn stir(digest: u64) -> u64 {
+        digest.wrapping_mul(Self::FACTOR).rotate_left(29)
     }
 
     /// All of it.

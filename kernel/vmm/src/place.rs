@@ -74,7 +74,7 @@ impl<V: Vcpu> Machine<V> {
     }
 
     /// Notes a deterministic exit before it is handled.
-    #[cold]
+    #[inline(never)]
     pub(crate) fn note_exit(&mut self, reason: Reason) {
         if reason.kind() == ExitKind::Deterministic {
             self.place.exits = self.place.exits.wrapping_add(1);
@@ -83,7 +83,7 @@ impl<V: Vcpu> Machine<V> {
     }
 
     /// Notes where an exit has left the guest, after it has been handled.
-    #[cold]
+    #[inline(never)]
     pub(crate) fn note_place(&mut self, reason: Reason) {
         match reason.kind() {
             ExitKind::Deterministic => self.place.arrive(self.vcpu.icount()),
@@ -126,64 +126,75 @@ impl<V: Vcpu> Machine<V> {
     pub(crate) fn place_inputs(
         &mut self,
         host: &mut impl Host,
-        budget: u64,
+        mut budget: u64,
     ) -> Option<(Icount, u64)> {
-        if !self.door.recorder()?.has_room() {
+        let (here, now) = (self.point(), self.door.last());
+        let recorder = self.door.recorder()?;
+        if !recorder.has_room() {
             return None;
         }
+        let output_is_due = recorder.output_is_due(now);
         if self.place.at_point {
-            self.enter_inputs(host);
-        } else if self.something_came(host) && self.vcpu.counter() != CounterKind::ExitOrdinal {
-            let soon = self.vcpu.icount().after(PREFER_EXIT_WITHIN);
-            self.place.landing.get_or_insert(soon);
+            self.place.landing = None;
+            if output_is_due || recorder.check_is_due(here) || self.door.has_input() {
+                self.enter_waiting(output_is_due);
+            }
+        } else if output_is_due || self.door.has_input() {
+            self.land_soon();
         }
-        let budget = match self.board.deadline().map(|d| self.door.late(host, d)) {
-            Some(Err(left)) => budget.min(host.ticks(left)),
-            _ => budget,
-        };
+        while self.stop.is_none()
+            && let Some(deadline) = self.board.deadline()
+        {
+            match self.door.late(host, deadline) {
+                Err(left) => {
+                    budget = budget.min(host.ticks(left));
+                    break;
+                }
+                Ok(late) if self.place.at_point => self.enter_logged(Input::Time { late })?,
+                Ok(_) => {
+                    self.land_soon();
+                    break;
+                }
+            }
+        }
         Some((self.place.landing.unwrap_or(Icount::NEVER), budget))
     }
 
-    fn something_came(&mut self, host: &mut impl Host) -> bool {
-        let now = self.door.last();
-        let deadline = self.board.deadline();
-        self.door.has_input()
-            || self
-                .door
-                .recorder()
-                .is_some_and(|recorder| recorder.output_is_due(now))
-            || deadline.is_some_and(|deadline| self.door.late(host, deadline).is_ok())
+    /// Something waits to enter and this is no point: the guest is to come to one.
+    fn land_soon(&mut self) {
+        if self.vcpu.counter() != CounterKind::ExitOrdinal {
+            let soon = self.vcpu.icount().after(PREFER_EXIT_WITHIN);
+            self.place.landing.get_or_insert(soon);
+        }
     }
 
-    fn enter_inputs(&mut self, host: &mut impl Host) {
-        self.place.landing = None;
-        let now = self.door.last();
-        if let Some(recorder) = self.door.recorder() {
-            if recorder.output_is_due(now) {
-                self.log_output();
-            }
-            self.log_check_if_due();
+    /// Logs what is due and lets enter what does not depend on time.
+    #[inline(never)]
+    fn enter_waiting(&mut self, output_is_due: bool) {
+        if output_is_due {
+            self.log_output();
         }
+        self.log_check_if_due();
         while self.stop.is_none()
             && let Some(operation) = self.door.operation()
         {
-            self.log_input(Input::Control(operation));
-            self.enter(Input::Control(operation));
+            self.log_entering(Input::Control(operation));
         }
         if self.stop.is_none()
             && let Some(bytes) = self.door.typed()
         {
-            self.log_input(Input::Console(bytes.clone()));
-            self.enter(Input::Console(bytes));
+            self.log_entering(Input::Console(bytes));
         }
-        while self.stop.is_none()
-            && let Some(deadline) = self.board.deadline()
-            && let Ok(late) = self.door.late(host, deadline)
-            && self.door.recorder().is_some_and(|r| r.has_room())
-        {
-            self.log_input(Input::Time { late });
-            self.enter(Input::Time { late });
+    }
+
+    /// Lets enter and logs `input`. `None` if the log has no room for it.
+    #[inline(never)]
+    fn enter_logged(&mut self, input: Input) -> Option<()> {
+        if !self.door.recorder()?.has_room() {
+            return None;
         }
+        self.log_entering(input);
+        Some(())
     }
 
     /// Prepares for an entry at this point, and gives it the point. What the processor can take now it takes before
@@ -194,11 +205,12 @@ impl<V: Vcpu> Machine<V> {
         self.point()
     }
 
-    fn log_input(&mut self, input: Input) {
+    fn log_entering(&mut self, input: Input) {
         let point = self.at_entry();
         if let Some(recorder) = self.door.recorder() {
-            recorder.input(point, input);
+            recorder.input(point, input.clone());
         }
+        self.enter(input);
     }
 
     fn log_output(&mut self) {
@@ -235,6 +247,7 @@ impl<V: Vcpu> Machine<V> {
 
     /// Lets enter what the log has for this point. Returns how far the guest may run; `None` if there is no more, or the
     /// executions differ.
+    #[inline(never)]
     pub(crate) fn follow_log(&mut self) -> Option<Icount> {
         let until = self.follow_entries()?;
         let Some(last) = self.stop_at else {

@@ -1,16 +1,14 @@
 //! Recording: what passed the door becomes the log.
 
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
 
 use devices::time::GuestTime;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::digest::Running;
-use crate::log::{Answer, Encoder, End, Input, OutputKind, Point, Snapshot, What};
+use crate::log::ring::{RING_BYTES, Ring};
+use crate::log::{Answer, Encoder, End, Input, OutputKind, Point, Sink, Snapshot, What};
 
-/// Bytes of log that are kept until somebody takes them.
-pub const RING_BYTES: usize = 1 << 20;
 /// Bytes that must be free before the guest runs on: an exit's answers (an INS of 4096 elements from a clock), an
 /// input of the greatest size and its company.
 const RESERVE: usize = 128 << 10;
@@ -98,7 +96,7 @@ pub struct Volumes {
 /// Writes a log.
 pub struct Recorder {
     encoder: Encoder,
-    ring: VecDeque<u8>,
+    ring: Ring,
     /// The running digest.
     pub digest: Running,
     /// Output not noted yet.
@@ -115,8 +113,8 @@ impl Recorder {
     /// A log that begins with `header`. With `every_exit` each deterministic exit can be compared by itself.
     #[must_use]
     pub fn new(header: &[u8], every_exit: bool) -> Self {
-        let mut ring = VecDeque::with_capacity(RING_BYTES);
-        ring.extend(header);
+        let mut ring = Ring::default();
+        header.iter().for_each(|byte| ring.put(*byte));
         Self {
             encoder: Encoder::default(),
             ring,
@@ -139,11 +137,7 @@ impl Recorder {
 
     /// Moves the oldest bytes of the log to `to`. Returns how many.
     pub fn take(&mut self, to: &mut [u8]) -> usize {
-        let count = self.ring.len().min(to.len());
-        for (to, byte) in to.iter_mut().zip(self.ring.drain(..count)) {
-            *to = byte;
-        }
-        count
+        self.ring.take(to)
     }
 
     /// Bytes of the log that nobody has taken.
@@ -161,11 +155,13 @@ impl Recorder {
     /// An instruction was answered.
     #[inline]
     pub fn answer(&mut self, answer: Answer) {
-        let before = self.ring.len();
+        let before = self.ring.total();
         self.encoder.answer(&mut self.ring, answer);
-        self.unchecked += 1;
-        self.volumes.answers.entries += 1;
-        self.volumes.answers.bytes += (self.ring.len() - before) as u64;
+        self.unchecked = self.unchecked.wrapping_add(1);
+        let volume = &mut self.volumes.answers;
+        volume.entries = volume.entries.wrapping_add(1);
+        let bytes = self.ring.total().wrapping_sub(before);
+        volume.bytes = volume.bytes.wrapping_add(bytes as u64);
     }
 
     /// Something enters at `point`.
@@ -227,10 +223,10 @@ impl Recorder {
     }
 
     fn placed(&mut self, point: Point, what: &What, volume: fn(&mut Volumes) -> &mut Volume) {
-        let before = self.ring.len();
+        let before = self.ring.total();
         self.encoder.placed(&mut self.ring, point, what);
         let volume = volume(&mut self.volumes);
         volume.entries += 1;
-        volume.bytes += (self.ring.len() - before) as u64;
+        volume.bytes += self.ring.total().wrapping_sub(before) as u64;
     }
 }

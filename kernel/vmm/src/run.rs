@@ -139,7 +139,7 @@ impl<V: Vcpu> Machine<V> {
     }
 
     /// What comes by itself enters a guest whose log is kept or followed. Returns as [`Machine::place`] does.
-    #[cold]
+    #[inline(never)]
     fn place_logged(&mut self, host: &mut impl Host, budget: u64) -> Option<(Icount, u64)> {
         let replaying = self.door.replayer().is_some();
         let (mut until, mut budget) = if replaying {

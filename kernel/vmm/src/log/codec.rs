@@ -85,13 +85,6 @@ impl Sink for Vec<u8> {
     }
 }
 
-impl Sink for alloc::collections::VecDeque<u8> {
-    #[inline]
-    fn put(&mut self, byte: u8) {
-        self.push_back(byte);
-    }
-}
-
 #[inline]
 fn put_first(to: &mut impl Sink, kind: u8, value: u64) {
     let low = (value as u8 & 0xf) << 3;

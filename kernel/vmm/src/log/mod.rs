@@ -17,6 +17,7 @@
 
 mod codec;
 pub mod header;
+pub(crate) mod ring;
 pub mod store;
 
 use alloc::boxed::Box;
@@ -28,7 +29,7 @@ use arch::regs::Gprs;
 
 use crate::digest::Parts;
 use crate::machine::Operation;
-pub use codec::{DecodeError, Decoder, Encoder};
+pub use codec::{DecodeError, Decoder, Encoder, Sink};
 
 /// Version of the encoding, in every [`header::Header`].
 pub const VERSION: u16 = 1;

@@ -351,7 +351,7 @@ fn a_guest_waits_while_nobody_takes_its_log() {
         exits = m.point().exits;
     }
     let recorder = m.door.recorder().unwrap();
-    assert!(!recorder.has_room() && recorder.waiting() <= crate::record::RING_BYTES);
+    assert!(!recorder.has_room() && recorder.waiting() <= crate::log::ring::RING_BYTES);
     let mut some = vec![0; 1 << 19];
     assert_eq!(recorder.take(&mut some), some.len());
     m.run(&mut host, 1_000_000);
