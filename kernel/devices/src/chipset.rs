@@ -4,6 +4,10 @@
 //! access has changed one. So the state is a function of the configuration and of the sequence of calls, and of nothing
 //! else.
 
+mod virtio;
+
+use alloc::vec::Vec;
+
 use arch::msr;
 
 use crate::acpi_pm::{self, AcpiPm, Power, TimerWidth};
@@ -16,6 +20,7 @@ use crate::pit::{self, Pit};
 use crate::rtc::{self, Rtc};
 use crate::time::{GuestTime, earliest};
 use crate::uart::{self, Uart};
+use crate::virtio::{self as virtio_devices, Device};
 
 /// Ports that are here so that guests need not be told they are not.
 pub mod spec {
@@ -46,6 +51,8 @@ pub struct Config {
     pub physical_address_bits: u8,
     /// Width of the power management timer.
     pub timer_width: TimerWidth,
+    /// Virtio devices.
+    pub virtio: virtio_devices::Config,
 }
 
 /// A serial port.
@@ -113,6 +120,9 @@ pub struct Chipset {
     lapic: Lapic,
     ioapic: IoApic,
     pci: Bus,
+    virtio: Vec<Device>,
+    /// One of them has been kicked.
+    kicked: bool,
 }
 
 impl Chipset {
@@ -125,6 +135,8 @@ impl Chipset {
         // The system control interrupt is a level, of the second controller.
         let elcr = crate::pic::spec::EDGE_LEVEL_PORT + 1;
         pic.write(elcr, 1 << (acpi_pm::spec::IRQ - 8));
+        let mut pci = Bus::default();
+        let virtio = virtio::plug(&config.virtio, &mut pci);
         let mut chipset = Self {
             config: *config,
             now: GuestTime(0),
@@ -136,17 +148,20 @@ impl Chipset {
             pm: AcpiPm::new(config.timer_width),
             lapic,
             ioapic: IoApic::default(),
-            pci: Bus::default(),
+            pci,
+            virtio,
+            kicked: false,
         };
         chipset.settle();
         chipset
     }
 
-    /// Resets the machine at `now`. Date, time and CMOS memory stay; functions on the PCI bus have to be plugged
-    /// anew; the time-stamp counter is guest time again.
+    /// Resets the machine at `now`. Date, time, CMOS memory and the state of network links stay; the time-stamp counter
+    /// is guest time again.
     pub fn reset(&mut self, now: GuestTime) {
         self.advance(now);
-        let fresh = Self::new(&self.config);
+        let mut fresh = Self::new(&self.config);
+        fresh.keep_outside(&self.virtio);
         self.rtc.reset(self.now);
         self.pm.reset(self.now);
         *self = Self {
@@ -195,6 +210,7 @@ impl Chipset {
     /// IN of 1, 2 or 4 bytes; `None` where no chip answers.
     pub fn read_port(&mut self, now: GuestTime, port: u16, size: u8) -> Option<u32> {
         self.advance(now);
+        self.before_config_read(self.pci.selected_function(port), size);
         if let Some(value) = self.pci.read_port(port, size) {
             return Some(value);
         }
@@ -227,7 +243,9 @@ impl Chipset {
             .write_port(port, size, value)
             .then_some(Effect::None);
         let before = self.signals(port, size);
-        if effect.is_none() {
+        if effect.is_some() {
+            self.after_config_write(self.pci.selected_function(port), size);
+        } else {
             for (i, byte) in (0..size.min(4)).zip(value.to_le_bytes()) {
                 let one = self.write_port_byte(port.wrapping_add(i.into()), byte);
                 // No two bytes of one access have an effect.
@@ -250,7 +268,11 @@ impl Chipset {
         Some(match window {
             Window::Lapic => self.lapic.read_memory(self.now, offset, size),
             Window::IoApic => self.ioapic.read(offset, size),
-            Window::Ecam => self.pci.read_window(offset, size),
+            Window::Ecam => {
+                self.before_config_read(Bus::function_in_window(offset), size);
+                self.pci.read_window(offset, size)
+            }
+            Window::Virtio(index) => self.read_virtio(index, offset, size),
         })
     }
 
@@ -274,8 +296,10 @@ impl Chipset {
                 .write(offset, value, &mut sender(&mut self.lapic)),
             Window::Ecam => {
                 self.pci.write_window(offset, size, value);
+                self.after_config_write(Bus::function_in_window(offset), size);
                 self.settle();
             }
+            Window::Virtio(index) => self.write_virtio(index, offset, size, value),
         }
         Some(Effect::None)
     }
@@ -438,8 +462,11 @@ impl Chipset {
         if let Some(offset) = within(ioapic::spec::ADDRESS, ioapic::spec::BYTES) {
             return Some((Window::IoApic, offset));
         }
-        let offset = within(pci::spec::ECAM, pci::spec::ECAM_BYTES)?;
-        Some((Window::Ecam, offset))
+        if let Some(offset) = within(pci::spec::ECAM, pci::spec::ECAM_BYTES) {
+            return Some((Window::Ecam, offset));
+        }
+        let (index, offset) = self.virtio_at(address)?;
+        Some((Window::Virtio(index), offset))
     }
 
     fn uart_at(&mut self, port: u16) -> Option<(&mut Uart, Serial, u8)> {
@@ -607,6 +634,7 @@ enum Window {
     Lapic,
     IoApic,
     Ecam,
+    Virtio(usize),
 }
 
 /// Ports where a guest finds nothing and that count as nobody's mistake.
@@ -629,4 +657,4 @@ fn sender(lapic: &mut Lapic) -> impl FnMut(&Message) -> bool {
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -22,6 +22,7 @@ pub mod rtc;
 pub mod test_device;
 pub mod time;
 pub mod uart;
+pub mod virtio;
 
 /// All ones in the low `size` bytes (1, 2, 4 or 8): what a bus returns where nothing answers.
 #[must_use]

@@ -167,6 +167,23 @@ impl Bus {
         true
     }
 
+    /// The device whose function an access at `port` means if it is one to configuration space, and the offset in that.
+    #[must_use]
+    pub fn selected_function(&self, port: u16) -> Option<(u8, u16)> {
+        if !(spec::DATA_PORT..=DATA_END).contains(&port) {
+            return None;
+        }
+        let place = self.selected(port, 0)?;
+        (place.function == 0).then_some((place.device, place.offset))
+    }
+
+    /// The same for an access to the configuration window.
+    #[must_use]
+    pub fn function_in_window(offset: u64) -> Option<(u8, u16)> {
+        let place = Place::in_window(offset, 0);
+        (place.function == 0).then_some((place.device, place.offset))
+    }
+
     /// Reads `size` bytes of the configuration window.
     #[must_use]
     pub fn read_window(&self, offset: u64, size: u8) -> u64 {

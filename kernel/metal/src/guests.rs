@@ -481,6 +481,7 @@ fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
             serial: [true; 2],
             physical_address_bits: profile.physical_bits(),
             timer_width: TimerWidth::Bits32,
+            virtio: devices::virtio::Config::default(),
         },
         serial: guest.console == Console::Serial,
         test_ports: guest.test_ports,

@@ -7,13 +7,17 @@ const BASE: u64 = 1_795_330_160;
 const MS: u64 = 1_000_000;
 const COM1: u16 = uart::spec::COM1_PORT;
 
-pub(super) const CONFIG: Config = Config {
+pub(crate) const CONFIG: Config = Config {
     low_memory: 512 << 20,
     high_memory: 0,
     clock_base: BASE,
     serial: [true, true],
     physical_address_bits: 40,
     timer_width: TimerWidth::Bits32,
+    virtio: virtio_devices::Config {
+        nics: [None; virtio_devices::MAX_NICS],
+        console: None,
+    },
 };
 
 /// The machine and where time is.

@@ -216,6 +216,12 @@ impl Function {
         self.config[header::STATUS] = others | bit;
     }
 
+    /// The level of the function's interrupt.
+    #[must_use]
+    pub const fn interrupt(&self) -> bool {
+        self.interrupt
+    }
+
     /// The interrupt pin, 1 … 4, that the function asserts.
     #[must_use]
     pub fn asserted_pin(&self) -> Option<u8> {

@@ -43,6 +43,7 @@ pub(super) fn pc_of(vcpu: ScriptedVcpu, door: Door) -> Machine<ScriptedVcpu> {
         serial: [true; 2],
         physical_address_bits: 40,
         timer_width: TimerWidth::Bits32,
+        virtio: devices::virtio::Config::default(),
     };
     Machine::new(
         "pc".to_string(),
