@@ -3,6 +3,8 @@
 //! `boot/duet.toml` is the commented default; `docs/configuration.md` describes every key. Every error
 //! names the line and the key.
 
+pub mod net;
+
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -39,6 +41,8 @@ pub struct Config {
     pub emulator_exit: EmulatorExit,
     /// What only tests of Duet itself ask for.
     pub test: Test,
+    /// The network cards that are used, in the order of the file.
+    pub nics: Vec<net::Nic>,
     /// The guests, in the order of the file.
     pub guests: Vec<Guest>,
 }
@@ -169,6 +173,8 @@ pub struct Guest {
     pub limits: Limits,
     /// Whether its log is kept or followed.
     pub log: Log,
+    /// Its network cards.
+    pub nics: Vec<net::GuestNic>,
 }
 
 /// What a guest starts from.
@@ -253,6 +259,8 @@ struct File {
     #[serde(default)]
     test: Test,
     #[serde(default)]
+    nic: Vec<net::NicTable>,
+    #[serde(default)]
     vm: Vec<Spanned<VmTable>>,
 }
 
@@ -306,6 +314,8 @@ struct VmTable {
     record: Option<Spanned<Record>>,
     replay: Option<Spanned<String>>,
     stop_at: Option<Spanned<String>>,
+    #[serde(default)]
+    nic: Vec<net::GuestNicTable>,
 }
 
 /// How closely a recorded guest can be compared with its replay.
@@ -368,9 +378,16 @@ impl Config {
         let check = Checker(text);
         let file: File = toml::from_str(text)
             .map_err(|e| check.error(e.span().unwrap_or(0..0), e.message().to_owned()))?;
+        let nics = net::nics(&check, &file.nic)?;
         let mut guests = Vec::new();
         for table in &file.vm {
-            let guest = guest(&check, table.get_ref())?;
+            let mut guest = guest(&check, table.get_ref())?;
+            let before: Vec<_> = guests.iter().flat_map(|g: &Guest| &g.nics).collect();
+            guest.nics = net::guest_nics(&check, &table.get_ref().nic, &nics, &before)?;
+            if guest.test_devices && !guest.nics.is_empty() {
+                let message = "vm.nic: a guest with test devices has none";
+                return Err(check.error(table.span(), message));
+            }
             if guests.iter().any(|g: &Guest| g.name == guest.name) {
                 let message = format!("vm.name: {:?} is used twice", guest.name);
                 return Err(check.error(table.get_ref().name.span(), message));
@@ -404,6 +421,7 @@ impl Config {
             when_idle: file.host.when_idle,
             emulator_exit: file.host.emulator_exit,
             test: file.test,
+            nics,
             guests,
         })
     }
@@ -484,6 +502,7 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         console: console(check, table)?,
         limits,
         log: log_of(check, table)?,
+        nics: Vec::new(),
     })
 }
 

@@ -21,6 +21,7 @@ pub mod load;
 pub mod log;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod nondet;
 pub mod partition;
 pub mod pmu;

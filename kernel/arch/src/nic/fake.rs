@@ -25,6 +25,8 @@ const TRANSMIT_BUFFERS: u64 = 0x4000_0000;
 pub(super) struct Faults {
     /// Every register reads as ones.
     pub gone: bool,
+    /// What it counts reads as ones.
+    pub counts_gone: bool,
     /// The reset bit stays set.
     pub reset_sticks: bool,
     /// The address registers are empty after a reset.
@@ -33,7 +35,7 @@ pub(super) struct Faults {
     pub eeprom_dead: bool,
     /// Frames are sent, and their descriptors not written.
     pub never_done: bool,
-    /// Queues are never switched on.
+    /// The queue for sending is never switched on.
     pub queue_sticks: bool,
     /// The bus is never idle.
     pub master_sticks: bool,
@@ -155,11 +157,14 @@ impl Card {
     }
 
     fn reset(&mut self) {
-        let status = self.get(reg::STATUS);
-        self.registers.clear();
-        self.set(reg::STATUS, status);
+        // Its tables of addresses are memory, which keeps what it held.
+        self.registers
+            .retain(|at, _| *at == reg::STATUS || (reg::MTA..reg::RAL + 0x100).contains(at));
         self.cause(Causes::LINK);
-        if !self.faults.no_autoload {
+        if self.faults.no_autoload {
+            self.set(reg::RAL, 0x0000_0002);
+            self.set(reg::RAH, 0x0000_0300);
+        } else {
             let [a, b, c, d, e, f] = self.eeprom.0;
             self.set(reg::RAL, u32::from_le_bytes([a, b, c, d]));
             self.set(reg::RAH, u32::from_le_bytes([e, f, 0, 0x80]));
@@ -249,6 +254,7 @@ impl Card {
         self.memory.at(buffer, bytes.len()).copy_from_slice(bytes);
         let (length, last) = (length as u64, u64::from(last));
         if self.family == Family::Igb {
+            assert_eq!(self.get(reg::SRRCTL), reg::SRRCTL_ADVANCED_2K);
             let error = u64::from(errors != 0) << 31;
             // The lower half holds a hash now, not an address.
             self.memory.set_word(at, 0xdead_beef_dead_beef);
@@ -288,7 +294,7 @@ impl Card {
             }
             reg::IMS => self.set(offset, self.get(offset) | value),
             reg::IMC => self.set(reg::IMS, self.get(reg::IMS) & !value),
-            at if self.faults.queue_sticks && at & 0xffff_dfff == 0xc028 => {}
+            0xe028 if self.faults.queue_sticks => {}
             _ => {
                 self.set(offset, value);
                 if offset == transmit.tail {
@@ -303,6 +309,7 @@ impl Card {
         let value = self.get(offset);
         match offset {
             _ if self.faults.gone => u32::MAX,
+            reg::CRCERRS..=reg::ROC if self.faults.counts_gone => u32::MAX,
             reg::ICR | reg::CRCERRS..=reg::ROC => {
                 self.set(offset, 0);
                 value

@@ -212,6 +212,9 @@ pub trait Nic {
     /// Switches the transmitter off for good.
     fn mute(&mut self);
 
+    /// Switches the card off for good: it neither sends nor receives, nor writes memory.
+    fn stop(&mut self);
+
     /// What went through so far.
     fn counters(&self) -> &Counters;
 }

@@ -26,7 +26,7 @@ enum Power {
     On,
     /// It receives, and sends nothing ever again.
     Muted,
-    Gone,
+    Off,
 }
 
 /// A started card.
@@ -243,7 +243,7 @@ impl<R: Registers, M: RingMemory> Intel<R, M> {
     }
 
     fn gone(&mut self, why: StartError) -> Option<Event> {
-        self.power = Power::Gone;
+        self.power = Power::Off;
         self.link = Link::Down;
         Some(Event::Gone(why))
     }
@@ -279,7 +279,7 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
     }
 
     fn receive(&mut self, into: &mut [u8; BUFFER_BYTES]) -> Received {
-        if self.power == Power::Gone {
+        if self.power == Power::Off {
             return Received::Nothing;
         }
         let index = self.receive_next;
@@ -319,7 +319,7 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
     }
 
     fn flush(&mut self) {
-        if self.power == Power::Gone {
+        if self.power == Power::Off {
             return;
         }
         if self.receive_taken > 0 {
@@ -333,7 +333,7 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
     }
 
     fn check(&mut self, now: u64) -> Option<Event> {
-        if self.power == Power::Gone {
+        if self.power == Power::Off {
             return None;
         }
         let Some(link) = self.read_link() else {
@@ -357,7 +357,7 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
 
     fn set_promiscuous(&mut self, on: bool) {
         self.promiscuous = on;
-        if self.power != Power::Gone {
+        if self.power != Power::Off {
             let control = self.receive_control();
             self.registers.write(registers::RCTL, control);
         }
@@ -368,6 +368,12 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
             self.power = Power::Muted;
         }
         self.registers.write(registers::TCTL, registers::TCTL_MUTE);
+    }
+
+    fn stop(&mut self) {
+        self.power = Power::Off;
+        self.link = Link::Down;
+        self.switch_off();
     }
 
     fn counters(&self) -> &Counters {

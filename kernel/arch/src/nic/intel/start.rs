@@ -17,10 +17,16 @@ impl<R: Registers, M: RingMemory> Intel<R, M> {
     /// Resets the card and starts it; what it had not sent is lost. A card that cannot be started sends and receives
     /// nothing.
     pub(super) fn start(&mut self) -> Result<(), StartError> {
-        self.try_start().inspect_err(|_| {
-            self.registers.write(reg::TCTL, reg::TCTL_MUTE);
-            self.registers.write(reg::RCTL, 0);
-        })
+        let started = self.try_start();
+        if started.is_err() {
+            self.switch_off();
+        }
+        started
+    }
+
+    pub(super) fn switch_off(&self) {
+        self.registers.write(reg::TCTL, reg::TCTL_MUTE);
+        self.registers.write(reg::RCTL, 0);
     }
 
     fn try_start(&mut self) -> Result<(), StartError> {
