@@ -12,10 +12,13 @@ use devices::debug_console::{self, DebugConsole};
 use devices::lapic::GeneralProtection;
 use devices::test_device::{self, TestDevice};
 use devices::time::GuestTime;
+use devices::virtio;
+use devices::virtio::net::Net;
 
 use crate::cpu::{Icount, Window};
 use crate::emulate::Bus;
 use crate::host::Host;
+use crate::memory::GuestMemory;
 use crate::nondet::Door;
 
 /// Accesses to nothing that are noted in the log; all are counted.
@@ -72,8 +75,8 @@ impl Pending {
 #[derive(Debug)]
 pub struct Board {
     guest: String,
-    /// The lines of COM1 or the debug port, and of COM2.
-    lines: [DebugConsole; 2],
+    /// The lines of COM1 or the debug port, of COM2, and of the virtio console.
+    lines: [DebugConsole; 3],
     serial: bool,
     test_ports: bool,
     test: Option<TestDevice>,
@@ -98,7 +101,7 @@ impl Board {
         };
         Self {
             guest,
-            lines: <[DebugConsole; 2]>::default(),
+            lines: <[DebugConsole; 3]>::default(),
             serial,
             test_ports,
             test: (*kind == Kind::Test).then(TestDevice::default),
@@ -280,12 +283,76 @@ impl Board {
         self.serial
     }
 
-    /// Takes in what was typed on the guest's console.
-    pub fn receive(&mut self, now: GuestTime, bytes: &[u8]) {
+    /// Takes in what was typed on the guest's console: the virtio console once a driver has it, COM1 before.
+    pub fn receive(&mut self, now: GuestTime, bytes: &[u8], memory: &mut impl GuestMemory) {
         if let Some(chipset) = self.chipset.as_mut().filter(|_| self.serial) {
             // A full queue drops, as a line without flow control does.
-            chipset.receive(now, Serial::One, bytes);
+            if chipset.has_virtio_console() {
+                chipset.receive_virtio(now, bytes, &mut Ram(memory));
+            } else {
+                chipset.receive(now, Serial::One, bytes);
+            }
         }
+    }
+
+    /// Network card `nic`.
+    #[must_use]
+    pub fn nic(&self, nic: u8) -> Option<&Net> {
+        self.chipset.as_ref()?.nic(nic)
+    }
+
+    /// Whether network card `nic` would give a frame that came now to its driver.
+    #[must_use]
+    pub fn wants_frame(&self, nic: u8, frame: &[u8]) -> bool {
+        let chipset = self.chipset.as_ref();
+        chipset.is_some_and(|chipset| chipset.wants_frame(nic, frame))
+    }
+
+    /// A frame enters through network card `nic`. Without buffers for it the card drops it.
+    pub fn receive_frame(
+        &mut self,
+        now: GuestTime,
+        nic: u8,
+        frame: &[u8],
+        memory: &mut impl GuestMemory,
+    ) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.receive_frame(now, nic, frame, &mut Ram(memory));
+        }
+    }
+
+    /// The link of network card `nic` goes up or down.
+    pub fn set_link(&mut self, now: GuestTime, nic: u8, up: bool) {
+        if let Some(chipset) = &mut self.chipset {
+            chipset.set_link(now, nic, up);
+        }
+    }
+
+    /// Whether a device has been kicked: it is to be [served](Self::serve) before the guest runs on.
+    #[inline]
+    #[must_use]
+    pub fn is_kicked(&self) -> bool {
+        self.chipset.as_ref().is_some_and(|chips| chips.is_kicked())
+    }
+
+    /// Lets devices that were kicked read and write the guest's memory. What it puts out leaves through the door.
+    pub fn serve(&mut self, host: &mut impl Host, door: &mut Door, memory: &mut impl GuestMemory) {
+        let Some(chipset) = &mut self.chipset else {
+            return;
+        };
+        let now = door.last();
+        let [.., line] = &mut self.lines;
+        let (guest, serial) = (&self.guest, self.serial);
+        chipset.serve(now, &mut Ram(memory), &mut |output| match output {
+            virtio::Output::Frame { nic, bytes } => door.transmit(host, guest, nic, bytes),
+            virtio::Output::Console(bytes) => bytes.iter().for_each(|byte| {
+                if serial {
+                    door.console_byte(host, *byte);
+                } else if let Some(line) = line.write(*byte) {
+                    door.console_line(host, guest, line);
+                }
+            }),
+        });
     }
 
     /// Somebody presses the power button. A machine without one does not notice.
@@ -359,6 +426,19 @@ impl Board {
         if self.unclaimed <= NOTED_UNCLAIMED {
             log::debug!("vm {}: no device at {what}", self.guest);
         }
+    }
+}
+
+/// Guest memory for virtio devices.
+struct Ram<'a, M>(&'a mut M);
+
+impl<M: GuestMemory> virtio::Memory for Ram<'_, M> {
+    fn read(&self, from: u64, to: &mut [u8]) -> Result<(), virtio::NotRam> {
+        self.0.read(Gpa(from), to).map_err(|_| virtio::NotRam)
+    }
+
+    fn write(&mut self, to: u64, from: &[u8]) -> Result<(), virtio::NotRam> {
+        self.0.write(Gpa(to), from).map_err(|_| virtio::NotRam)
     }
 }
 

@@ -21,6 +21,9 @@ pub trait Host {
     /// A byte that the guest with the host's serial port wrote to COM1.
     fn console_byte(&mut self, byte: u8);
 
+    /// A frame that network card `nic` of the guest named `guest` sends. A host without a network drops it.
+    fn transmit(&mut self, _guest: &str, _nic: u8, _frame: &[u8]) {}
+
     /// A byte typed for the guest with the host's serial port. Only [`crate::nondet::Door`] may ask.
     fn console_input(&mut self) -> Option<u8>;
 }

@@ -23,6 +23,7 @@ pub mod machine;
 pub mod memory;
 pub mod net;
 pub mod nondet;
+pub mod output;
 pub mod partition;
 pub mod pmu;
 pub mod profile;

@@ -6,6 +6,7 @@ use core::fmt;
 
 use arch::addr::Gpa;
 use arch::regs::CpuState;
+use devices::virtio::net::Net;
 
 use crate::board::{Board, Kind, Pending, Request};
 use crate::code::MAX_INSTRUCTION;
@@ -13,7 +14,7 @@ use crate::config::Limits;
 use crate::cpu::{Icount, Vcpu};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
-use crate::log::Point;
+use crate::log::{MAX_DATA, Point};
 use crate::nondet::Door;
 use crate::place::Place;
 use crate::profile::Profile;
@@ -297,6 +298,30 @@ impl<V: Vcpu> Machine<V> {
     /// False: too much waits already.
     pub fn operate(&mut self, operation: Operation) -> bool {
         self.stop.is_some() || self.door.operate(operation)
+    }
+
+    /// A frame has come for its network card `nic`: it enters at the next point, unless the card would drop it anyway. A
+    /// machine that has stopped or follows a log takes none. False: too much waits already.
+    pub fn receive_frame(&mut self, nic: u8, frame: &[u8]) -> bool {
+        let wanted = frame.len() <= MAX_DATA && self.board.wants_frame(nic, frame);
+        if self.stop.is_some() || !wanted {
+            self.door.ignore();
+            return true;
+        }
+        self.door.offer(nic, frame)
+    }
+
+    /// The link of its network card `nic` has gone up or down, which the guest is told at the next point. False: too much
+    /// waits already, or it follows a log.
+    pub fn set_link(&mut self, nic: u8, up: bool) -> bool {
+        let there = self.board.nic(nic).is_some();
+        self.stop.is_some() || !there || self.door.offer_link(nic, up)
+    }
+
+    /// Its network card `nic`.
+    #[must_use]
+    pub fn nic(&self, nic: u8) -> Option<&Net> {
+        self.board.nic(nic)
     }
 
     /// An operation takes effect.

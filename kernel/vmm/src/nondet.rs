@@ -7,8 +7,9 @@
 //! - *replaying*: it is taken from the log, and the host is never asked.
 //!
 //! What an instruction asks for is an answer of [`Door::take`] or [`Door::now`]. What comes by itself is collected by
-//! [`Door::listen`] and enters where [`crate::place`] puts it. What the guest puts out leaves by
-//! [`Door::console_byte`] and [`Door::console_line`].
+//! [`Door::listen`], [`Door::operate`] and [`Door::offer`], and enters where [`crate::place`] puts it. What the guest puts
+//! out leaves by [`Door::console_byte`], [`Door::console_line`] and [`Door::transmit`], at once or, behind a gate, when it
+//! is [released](Door::release).
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -17,8 +18,9 @@ use alloc::vec::Vec;
 use devices::time::GuestTime;
 
 use crate::host::Host;
-use crate::log::Answer;
+use crate::log::{Answer, Input};
 use crate::machine::Operation;
+use crate::output::{Destination, Output, OutputQueue};
 use crate::record::Recorder;
 use crate::replay::{Difference, Replayer};
 
@@ -33,6 +35,8 @@ const PUNCTUAL_NS: u64 = 100_000;
 const MAX_TYPED: usize = 256;
 /// Operations that wait for a point; more are refused.
 const MAX_OPERATIONS: usize = 8;
+/// Frames and changes of links that wait for a point; more stay with the host.
+const MAX_NEWS: usize = 64;
 
 /// A value that an instruction asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,13 @@ pub struct Door {
     typed: VecDeque<u8>,
     /// What an operator wants and has not entered.
     operations: VecDeque<Operation>,
+    /// What came from the network and has not entered, and memory of frames that have.
+    news: VecDeque<Input>,
+    spare: Vec<Vec<u8>>,
+    /// Frames that the guest's cards would have dropped.
+    unwanted: u64,
+    /// Outputs that wait for the log, if they have to.
+    gate: Option<Box<OutputQueue>>,
     /// A question that the log did not answer.
     unanswered: Option<Difference>,
     /// For the test that a leak is noticed: answers left until the guest is given the host's own time.
@@ -221,7 +232,59 @@ impl Door {
     #[inline]
     #[must_use]
     pub fn has_input(&self) -> bool {
-        !self.typed.is_empty() || !self.operations.is_empty()
+        !self.typed.is_empty() || !self.operations.is_empty() || !self.news.is_empty()
+    }
+
+    /// A frame has come for network card `nic`, of at most [`MAX_DATA`](crate::log::MAX_DATA) bytes. False: too much waits
+    /// already, or the log says what comes.
+    pub(crate) fn offer(&mut self, nic: u8, frame: &[u8]) -> bool {
+        let takes = self.takes_news();
+        if takes {
+            let mut bytes = self.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(frame);
+            self.news.push_back(Input::Rx {
+                device: nic,
+                frame: bytes,
+            });
+        }
+        takes
+    }
+
+    /// The link of network card `nic` has gone up or down. False as above.
+    pub(crate) fn offer_link(&mut self, nic: u8, up: bool) -> bool {
+        let takes = self.takes_news();
+        if takes {
+            self.news.push_back(Input::LinkState { device: nic, up });
+        }
+        takes
+    }
+
+    /// A frame has come that nobody in the guest would see: it does not enter.
+    pub(crate) fn ignore(&mut self) {
+        self.unwanted = self.unwanted.wrapping_add(1);
+    }
+
+    /// Frames that did not enter because the guest's cards would have dropped them.
+    #[must_use]
+    pub const fn unwanted(&self) -> u64 {
+        self.unwanted
+    }
+
+    fn takes_news(&self) -> bool {
+        !matches!(self.mode, Mode::Replaying(_)) && self.news.len() < MAX_NEWS
+    }
+
+    /// What came from the network next.
+    pub(crate) fn news(&mut self) -> Option<Input> {
+        self.news.pop_front()
+    }
+
+    /// Takes back the memory of a frame that has entered.
+    pub(crate) fn give_back(&mut self, mut frame: Vec<u8>) {
+        if self.spare.len() < MAX_NEWS {
+            frame.clear();
+            self.spare.push(frame);
+        }
     }
 
     /// What was typed.
@@ -272,15 +335,58 @@ impl Door {
 
     /// The guest with the host's serial port says a byte.
     pub fn console_byte(&mut self, host: &mut impl Host, byte: u8) {
-        if self.produce(&[byte]) {
-            host.console_byte(byte);
-        }
+        self.put_out(host, "", Destination::Serial, &[byte]);
     }
 
     /// The guest named `guest` says a line.
     pub fn console_line(&mut self, host: &mut impl Host, guest: &str, line: &[u8]) {
-        if self.produce(line) {
-            host.console_line(guest, line);
+        self.put_out(host, guest, Destination::Line, line);
+    }
+
+    /// Network card `nic` of the guest named `guest` sends a frame.
+    pub fn transmit(&mut self, host: &mut impl Host, guest: &str, nic: u8, frame: &[u8]) {
+        self.put_out(host, guest, Destination::Network(nic), frame);
+    }
+
+    /// From now on outputs wait in `gate`, or, with `None`, leave at once. Returns the gate before, with what waits in it.
+    pub fn set_gate(&mut self, gate: Option<Box<OutputQueue>>) -> Option<Box<OutputQueue>> {
+        core::mem::replace(&mut self.gate, gate)
+    }
+
+    /// What waits behind the gate.
+    #[must_use]
+    pub fn gate(&self) -> Option<&OutputQueue> {
+        self.gate.as_deref()
+    }
+
+    /// The log is held elsewhere up to byte `held`: outputs of the guest named `guest` that waited for no more leave.
+    pub fn release(&mut self, host: &mut impl Host, guest: &str, held: u64) {
+        if let Some(gate) = &mut self.gate {
+            gate.release(held, |output| hand_out(host, guest, output));
+        }
+    }
+
+    fn put_out(
+        &mut self,
+        host: &mut impl Host,
+        guest: &str,
+        destination: Destination,
+        bytes: &[u8],
+    ) {
+        if !self.produce(bytes) {
+            return;
+        }
+        let output = Output { destination, bytes };
+        match &mut self.gate {
+            Some(gate) => {
+                let position = match &self.mode {
+                    Mode::Recording(recorder) => recorder.position(),
+                    Mode::Live | Mode::Replaying(_) => 0,
+                };
+                // One that finds no room is lost, as on a line or in a network, and counted.
+                gate.push(position, output);
+            }
+            None => hand_out(host, guest, output),
         }
     }
 
@@ -321,6 +427,14 @@ impl Door {
     /// The guest's processor is reset: its counter shows guest time again.
     pub fn reset(&mut self) {
         self.time_stamp_offset = 0;
+    }
+}
+
+fn hand_out(host: &mut impl Host, guest: &str, output: Output<'_>) {
+    match output.destination {
+        Destination::Serial => output.bytes.iter().for_each(|b| host.console_byte(*b)),
+        Destination::Line => host.console_line(guest, output.bytes),
+        Destination::Network(nic) => host.transmit(guest, nic, output.bytes),
     }
 }
 

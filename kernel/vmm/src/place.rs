@@ -185,6 +185,12 @@ impl<V: Vcpu> Machine<V> {
         {
             self.log_entering(Input::Console(bytes));
         }
+        while self.stop.is_none()
+            && self.door.recorder().is_some_and(|r| r.has_room())
+            && let Some(input) = self.door.news()
+        {
+            self.log_entering(input);
+        }
     }
 
     /// Lets enter and logs `input`. `None` if the log has no room for it.
@@ -205,10 +211,10 @@ impl<V: Vcpu> Machine<V> {
         self.point()
     }
 
-    fn log_entering(&mut self, input: Input) {
+    fn log_entering(&mut self, mut input: Input) {
         let point = self.at_entry();
         if let Some(recorder) = self.door.recorder() {
-            recorder.input(point, input.clone());
+            recorder.input(point, &mut input);
         }
         self.enter(input);
     }
@@ -383,7 +389,8 @@ impl<V: Vcpu> Machine<V> {
     // Both.
 
     /// Something enters here.
-    fn enter(&mut self, input: Input) {
+    pub(crate) fn enter(&mut self, input: Input) {
+        let now = self.door.last();
         match input {
             Input::Time { late } => match self.board.deadline() {
                 Some(deadline) => {
@@ -393,7 +400,15 @@ impl<V: Vcpu> Machine<V> {
                 None => self.diverge(Difference::NoDevice, None),
             },
             Input::Console(bytes) if self.board.hears() => {
-                self.board.receive(self.door.last(), &bytes);
+                self.board.receive(now, &bytes, &mut self.memory);
+            }
+            Input::Rx { device, frame } if self.board.nic(device).is_some() => {
+                let memory = &mut self.memory;
+                self.board.receive_frame(now, device, &frame, memory);
+                self.door.give_back(frame);
+            }
+            Input::LinkState { device, up } if self.board.nic(device).is_some() => {
+                self.board.set_link(now, device, up);
             }
             Input::Control(operation) => self.perform(operation),
             Input::Console(_) | Input::Rx { .. } | Input::LinkState { .. } => {

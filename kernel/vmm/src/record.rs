@@ -146,6 +146,12 @@ impl Recorder {
         self.ring.len()
     }
 
+    /// Bytes of the log so far.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.ring.total() as u64
+    }
+
     /// What went into it.
     #[must_use]
     pub fn volumes(&self) -> &Volumes {
@@ -164,12 +170,19 @@ impl Recorder {
         volume.bytes = volume.bytes.wrapping_add(bytes as u64);
     }
 
-    /// Something enters at `point`.
-    pub fn input(&mut self, point: Point, input: Input) {
+    /// Something enters at `point`. `input` is as before then, without having been copied.
+    pub fn input(&mut self, point: Point, input: &mut Input) {
         let check = self.digest.low();
         self.volumes.at_exits += u64::from(point.after == 0);
         self.unchecked += 1;
-        self.placed(point, &What::Input { check, input }, |v| &mut v.inputs);
+        let what = What::Input {
+            check,
+            input: core::mem::replace(input, Input::Time { late: 0 }),
+        };
+        self.placed(point, &what, |v| &mut v.inputs);
+        if let What::Input { input: logged, .. } = what {
+            *input = logged;
+        }
     }
 
     /// Whether output is to be noted at the next point.

@@ -178,7 +178,11 @@ impl<V: Vcpu> Machine<V> {
             self.perform(operation);
         }
         if let Some(bytes) = self.door.typed() {
-            self.board.receive(self.door.last(), &bytes);
+            self.board
+                .receive(self.door.last(), &bytes, &mut self.memory);
+        }
+        while let Some(input) = self.door.news() {
+            self.enter(input);
         }
     }
 
@@ -298,6 +302,8 @@ impl<V: Vcpu> Machine<V> {
     }
 }
 
+#[cfg(test)]
+mod net_tests;
 #[cfg(test)]
 mod pc_tests;
 #[cfg(test)]

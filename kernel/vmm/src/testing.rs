@@ -104,6 +104,8 @@ pub struct TestHost {
     pub said: Vec<u8>,
     /// What is typed on COM1.
     pub typed: VecDeque<u8>,
+    /// Frames that guests sent: through which card.
+    pub sent: Vec<(u8, Vec<u8>)>,
 }
 
 impl Host for TestHost {
@@ -129,6 +131,10 @@ impl Host for TestHost {
 
     fn console_input(&mut self) -> Option<u8> {
         self.typed.pop_front()
+    }
+
+    fn transmit(&mut self, _: &str, nic: u8, frame: &[u8]) {
+        self.sent.push((nic, frame.to_vec()));
     }
 
     fn console_line(&mut self, guest: &str, line: &[u8]) {

@@ -7,6 +7,7 @@ use crate::message::Message;
 use crate::pci::{Bus, Function, Hit};
 use crate::time::GuestTime;
 use crate::virtio::net::Net;
+use crate::virtio::pci::spec;
 use crate::virtio::{Config, Device, Memory, Model, Sink};
 
 /// The devices of a configuration, plugged into `bus`.
@@ -111,6 +112,16 @@ impl Chipset {
             taken = device.receive_bytes(function, memory, bytes);
         });
         taken
+    }
+
+    /// Whether a driver uses a virtio console.
+    #[must_use]
+    pub fn has_virtio_console(&self) -> bool {
+        let is_used = |device: &Device| {
+            let ready = device.transport().status() & spec::DRIVER_OK != 0;
+            ready && matches!(device.model(), Model::Console(_))
+        };
+        self.virtio.iter().any(is_used)
     }
 
     /// The virtio devices.

@@ -9,10 +9,12 @@ mod filter;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use arch::nic::Mac;
+
 use super::pci::{Layout, Transport, spec as transport};
 use super::queue::{Chain, Fault};
 use super::{Memory, Output, Sink};
-pub use filter::{Filter, Mac};
+pub use filter::Filter;
 
 /// Facts of the device, and its limits.
 pub mod spec {
@@ -111,9 +113,7 @@ impl Config {
     /// Whether MTU and address are such: the address is one of a station.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        (spec::MIN_MTU..=spec::MAX_MTU).contains(&self.mtu)
-            && self.mac.0 != [0; 6]
-            && !self.mac.is_group()
+        (spec::MIN_MTU..=spec::MAX_MTU).contains(&self.mtu) && self.mac.is_single()
     }
 
     /// Bytes of the longest frame.

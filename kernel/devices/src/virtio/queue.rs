@@ -94,7 +94,7 @@ impl Default for Chain {
     fn default() -> Self {
         Self {
             head: 0,
-            segments: Vec::with_capacity(spec::MAX_CHAIN.into()),
+            segments: Vec::with_capacity(usize::from(spec::MAX_CHAIN) + 1),
             readable: 0,
             readable_bytes: 0,
             writable_bytes: 0,
@@ -170,9 +170,6 @@ impl Chain {
         }
         let end = descriptor.address.checked_add(descriptor.bytes.into());
         end.ok_or(Fault::NotRam)?;
-        if self.segments.len() >= spec::MAX_CHAIN.into() {
-            return Err(Fault::Chain);
-        }
         if !writable && self.segments.len() > self.readable {
             return Err(Fault::Order);
         }
@@ -429,7 +426,7 @@ impl Queue {
             entries: self.size.into(),
         };
         let (mut index, mut in_table) = (head, false);
-        // The descriptor of an indirect table is one more.
+        // One more, for the descriptor of an indirect table. Without one as many are a circle.
         for _ in 0..=spec::MAX_CHAIN {
             let descriptor = table.read(memory, index)?;
             if descriptor.flags & spec::INDIRECT != 0 {

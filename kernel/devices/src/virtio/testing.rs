@@ -3,6 +3,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use arch::nic::Mac;
+
 use super::pci::spec::{self, common};
 use super::queue::spec as ring;
 use super::{Config, Memory, NotRam, Output, console, net};
@@ -130,7 +132,7 @@ pub fn put_descriptor(ram: &mut Ram, at: u64, (address, bytes, flags, next): (u6
     ram.put(at + 14, &next.to_le_bytes());
 }
 
-pub const MAC: net::Mac = net::Mac([0x52, 0x54, 0, 1, 2, 3]);
+pub const MAC: Mac = Mac([0x52, 0x54, 0, 1, 2, 3]);
 pub const NIC_SLOT: u8 = 3;
 pub const CONSOLE_SLOT: u8 = 5;
 /// Where BARs are put.
@@ -363,7 +365,7 @@ impl Driver {
 }
 
 /// A frame for `to` of so many bytes.
-pub fn frame(to: net::Mac, bytes: usize) -> Vec<u8> {
+pub fn frame(to: Mac, bytes: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..bytes).map(|i| (i * 7) as u8).collect();
     let to = to.0.iter().zip(&mut frame);
     to.for_each(|(from, place)| *place = *from);

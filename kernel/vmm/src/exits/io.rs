@@ -29,6 +29,7 @@ pub(crate) fn port<V: Vcpu>(
         let value = u64::from(bus.read_port(access.port, access.size));
         write_sized(machine.vcpu.gprs_mut(), Gpr::Rax, access.size, value);
     }
+    machine.serve_devices(host);
     Next::Retire
 }
 
@@ -52,13 +53,15 @@ pub(crate) fn nested_fault<V: Vcpu>(
 fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host, traps: bool) -> Next {
     let now = machine.vcpu.icount().next();
     let mut bus = machine.board.bus(host, &mut machine.door, now);
-    match execute(
+    let outcome = execute(
         &mut machine.vcpu,
         &mut machine.memory,
         &mut bus,
         &mut machine.decoded,
         traps,
-    ) {
+    );
+    machine.serve_devices(host);
+    match outcome {
         Outcome::Done(length) => Next::RetireBytes(length),
         Outcome::Unfinished => Next::Repeat,
         Outcome::Fault(event, cr2) => {
@@ -72,5 +75,15 @@ fn emulate<V: Vcpu>(machine: &mut Machine<V>, host: &mut impl Host, traps: bool)
         }
         Outcome::Unsupported { bytes } => Next::Stop(Stop::NotEmulated(bytes)),
         Outcome::TableNotInRam(gpa) => Next::Stop(Stop::TableNotInRam(gpa)),
+    }
+}
+
+impl<V: Vcpu> Machine<V> {
+    /// Lets the devices that were kicked look at the guest's memory, before it runs on.
+    #[inline]
+    fn serve_devices(&mut self, host: &mut impl Host) {
+        if self.board.is_kicked() {
+            self.board.serve(host, &mut self.door, &mut self.memory);
+        }
     }
 }

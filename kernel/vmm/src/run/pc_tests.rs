@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use devices::acpi_pm::TimerWidth;
 use devices::chipset;
+use devices::virtio;
 
 use super::tests::{CODE, at, faults, host_cpuid};
 use super::*;
@@ -36,6 +37,15 @@ fn pc(script: &[Step], host: &mut TestHost) -> Machine<ScriptedVcpu> {
 
 /// The same with this processor and door.
 pub(super) fn pc_of(vcpu: ScriptedVcpu, door: Door) -> Machine<ScriptedVcpu> {
+    pc_with(vcpu, door, virtio::Config::default())
+}
+
+/// The same with these virtio devices.
+pub(super) fn pc_with(
+    vcpu: ScriptedVcpu,
+    door: Door,
+    virtio: virtio::Config,
+) -> Machine<ScriptedVcpu> {
     let chips = chipset::Config {
         low_memory: 0x1_0000,
         high_memory: 0,
@@ -43,7 +53,7 @@ pub(super) fn pc_of(vcpu: ScriptedVcpu, door: Door) -> Machine<ScriptedVcpu> {
         serial: [true; 2],
         physical_address_bits: 40,
         timer_width: TimerWidth::Bits32,
-        virtio: devices::virtio::Config::default(),
+        virtio,
     };
     Machine::new(
         "pc".to_string(),

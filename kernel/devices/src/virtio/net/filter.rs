@@ -1,34 +1,12 @@
 //! Which frames a network card receives (VIRTIO 5.1.6.5.1 and 5.1.6.5.2).
 
-use core::fmt;
+use arch::nic::Mac;
 
 use crate::virtio::Memory;
 use crate::virtio::queue::{Chain, Fault};
 
 /// Addresses that a table holds. With more, the card receives every frame of their kind, as the specification allows.
 const MAX_ADDRESSES: usize = 64;
-
-/// An Ethernet address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// All stations.
-    pub const BROADCAST: Self = Self([0xff; 6]);
-
-    /// Whether it means several stations.
-    #[must_use]
-    pub const fn is_group(self) -> bool {
-        self.0[0] & 1 != 0
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Table {
@@ -39,7 +17,7 @@ struct Table {
 impl Default for Table {
     fn default() -> Self {
         Self {
-            addresses: [Mac::default(); MAX_ADDRESSES],
+            addresses: [Mac([0; 6]); MAX_ADDRESSES],
             count: 0,
         }
     }
@@ -95,7 +73,7 @@ impl Filter {
     /// Whether a card with the address `own` receives `frame`.
     #[must_use]
     pub fn passes(&self, own: Mac, frame: &[u8]) -> bool {
-        let Some(to) = frame.first_chunk().copied().map(Mac) else {
+        let Some(to) = Mac::first_of(frame) else {
             return false;
         };
         if self.promiscuous || to == own || to == Mac::BROADCAST {

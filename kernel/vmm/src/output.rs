@@ -1,0 +1,350 @@
+//! What a guest has put out and may not leave yet.
+//!
+//! An output may depend on everything that entered the guest before it. It is pushed with the position that the log had
+//! reached then, and leaves when the log is known to be held elsewhere up to there. Positions only grow, so outputs
+//! leave in the order in which they were produced.
+//!
+//! The queue has fixed limits. What finds no room is dropped and counted, as a full network drops: no guest sees it.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec;
+
+/// Bytes that wait at most, unless another limit is asked for.
+pub const BYTES: usize = 1 << 20;
+/// Outputs that wait at most.
+pub const OUTPUTS: usize = 4096;
+
+/// Where an output goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The host's serial port, byte by byte.
+    Serial,
+    /// A line of the host's console.
+    Line,
+    /// A frame for the network that the guest's card of this number is on.
+    Network(u8),
+}
+
+/// An output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output<'a> {
+    /// Where it goes.
+    pub destination: Destination,
+    /// What goes there.
+    pub bytes: &'a [u8],
+}
+
+/// What became of outputs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Left.
+    pub released: u64,
+    /// Frames that found no room.
+    pub dropped_frames: u64,
+    /// Bytes for consoles that found none.
+    pub dropped_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Record {
+    position: u64,
+    destination: Destination,
+    first: usize,
+    length: usize,
+}
+
+impl Record {
+    /// Where the next one can begin. An empty line takes a byte, so that no two begin at the same.
+    fn end(&self) -> usize {
+        self.first + self.length.max(1)
+    }
+}
+
+/// Outputs that wait for the log.
+#[derive(Debug)]
+pub struct OutputQueue {
+    records: VecDeque<Record>,
+    outputs: usize,
+    /// Each output lies in it in one piece, behind the one before or, where that would not fit, at its beginning.
+    bytes: Box<[u8]>,
+    counters: Counters,
+}
+
+impl Default for OutputQueue {
+    fn default() -> Self {
+        Self::new(BYTES, OUTPUTS)
+    }
+}
+
+impl OutputQueue {
+    /// Room for `bytes` bytes of `outputs` outputs.
+    #[must_use]
+    pub fn new(bytes: usize, outputs: usize) -> Self {
+        Self {
+            records: VecDeque::with_capacity(outputs),
+            outputs,
+            bytes: vec![0; bytes].into_boxed_slice(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The guest has put out `output`, when the log had reached `position`. False: it is dropped.
+    pub fn push(&mut self, position: u64, output: Output<'_>) -> bool {
+        let done = self.extend(position, output) || self.append(position, output);
+        if !done {
+            let (counter, count) = match output.destination {
+                Destination::Network(_) => (&mut self.counters.dropped_frames, 1),
+                _ => (&mut self.counters.dropped_bytes, output.bytes.len() as u64),
+            };
+            *counter = counter.wrapping_add(count);
+        }
+        done
+    }
+
+    /// The oldest output, if the log is held up to `held`.
+    #[must_use]
+    pub fn front(&self, held: u64) -> Option<Output<'_>> {
+        let record = self.records.front().filter(|r| r.position <= held)?;
+        Some(Output {
+            destination: record.destination,
+            bytes: self.bytes.get(record.first..record.first + record.length)?,
+        })
+    }
+
+    /// Takes the oldest output out.
+    pub fn pop(&mut self) {
+        if self.records.pop_front().is_some() {
+            self.counters.released = self.counters.released.wrapping_add(1);
+        }
+    }
+
+    /// Gives everything that may leave, now that the log is held up to `held`, to `give`.
+    pub fn release(&mut self, held: u64, mut give: impl FnMut(Output<'_>)) {
+        while let Some(output) = self.front(held) {
+            give(output);
+            self.pop();
+        }
+    }
+
+    /// The position that the oldest output waits for.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<u64> {
+        self.records.front().map(|record| record.position)
+    }
+
+    /// Outputs that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether none does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// What became of outputs.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Drops everything, uncounted: somebody else puts it out.
+    pub fn clear(&mut self) {
+        self.records.clear();
+    }
+
+    /// Adds bytes of the serial port to those before them, if these wait for the same.
+    fn extend(&mut self, position: u64, output: Output<'_>) -> bool {
+        let alone = self.records.len() == 1;
+        let oldest = self.records.front().map_or(0, |oldest| oldest.first);
+        let Some(last) = self.records.back_mut() else {
+            return false;
+        };
+        let end = last.first + last.length;
+        // Up to the end of the memory, or the oldest output if that lies behind.
+        let limit = if alone || oldest <= last.first {
+            self.bytes.len()
+        } else {
+            oldest
+        };
+        let same = output.destination == Destination::Serial
+            && last.destination == Destination::Serial
+            && last.position == position;
+        if !same || limit - end < output.bytes.len() {
+            return false;
+        }
+        last.length += output.bytes.len();
+        self.put(end, output.bytes);
+        true
+    }
+
+    fn append(&mut self, position: u64, output: Output<'_>) -> bool {
+        let length = output.bytes.len();
+        let Some(first) = self.room_for(length.max(1)) else {
+            return false;
+        };
+        if self.records.len() >= self.outputs {
+            return false;
+        }
+        // Positions do not go back; one that did would hold back those behind it, never let one leave early.
+        let position = self
+            .records
+            .back()
+            .map_or(position, |last| last.position.max(position));
+        self.records.push_back(Record {
+            position,
+            destination: output.destination,
+            first,
+            length,
+        });
+        self.put(first, output.bytes);
+        true
+    }
+
+    /// Where `length` bytes fit in one piece.
+    fn room_for(&self, length: usize) -> Option<usize> {
+        let (Some(oldest), Some(last)) = (self.records.front(), self.records.back()) else {
+            return (length <= self.bytes.len()).then_some(0);
+        };
+        let end = last.end();
+        if oldest.first <= last.first {
+            if length <= self.bytes.len() - end {
+                return Some(end);
+            }
+            return (length <= oldest.first).then_some(0);
+        }
+        (length <= oldest.first - end).then_some(end)
+    }
+
+    fn put(&mut self, first: usize, bytes: &[u8]) {
+        for (place, byte) in self.bytes.iter_mut().skip(first).zip(bytes) {
+            *place = *byte;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use proptest::prelude::*;
+
+    const FRAME: Destination = Destination::Network(1);
+
+    fn output(destination: Destination, bytes: &[u8]) -> Output<'_> {
+        Output { destination, bytes }
+    }
+
+    fn released(queue: &mut OutputQueue, held: u64) -> Vec<(Destination, Vec<u8>)> {
+        let mut all = Vec::new();
+        queue.release(held, |output| {
+            all.push((output.destination, output.bytes.to_vec()))
+        });
+        all
+    }
+
+    #[test]
+    fn an_output_leaves_when_what_it_depends_on_is_held() {
+        let mut queue = OutputQueue::new(100, 10);
+        assert!(queue.push(5, output(FRAME, b"one")));
+        assert!(queue.push(5, output(Destination::Line, b"two")));
+        assert!(queue.push(9, output(FRAME, b"three")));
+        assert_eq!((queue.len(), queue.waits_for()), (3, Some(5)));
+        assert_eq!(released(&mut queue, 4), []);
+        let first = [
+            (FRAME, b"one".to_vec()),
+            (Destination::Line, b"two".to_vec()),
+        ];
+        assert_eq!(released(&mut queue, 8), first);
+        assert_eq!(released(&mut queue, 9), [(FRAME, b"three".to_vec())]);
+        assert!(queue.is_empty() && queue.waits_for().is_none());
+        assert_eq!(queue.counters().released, 3);
+    }
+
+    #[test]
+    fn bytes_of_the_serial_port_are_gathered_while_they_wait_for_the_same() {
+        let mut queue = OutputQueue::new(100, 3);
+        for (position, byte) in [(1, b"a"), (1, b"b"), (2, b"c"), (2, b"d")] {
+            assert!(queue.push(position, output(Destination::Serial, byte)));
+        }
+        assert!(queue.push(2, output(FRAME, b"x")));
+        assert_eq!(queue.len(), 3);
+        // A frame between keeps its place; there is no fourth output.
+        assert!(!queue.push(2, output(Destination::Serial, b"e")));
+        assert_eq!(queue.counters().dropped_bytes, 1);
+        let serial = |bytes: &[u8]| (Destination::Serial, bytes.to_vec());
+        assert_eq!(released(&mut queue, 1), [serial(b"ab")]);
+        assert_eq!(
+            released(&mut queue, 2),
+            [serial(b"cd"), (FRAME, b"x".to_vec())]
+        );
+    }
+
+    #[test]
+    fn what_finds_no_room_is_dropped_and_counted() {
+        let mut queue = OutputQueue::new(10, 10);
+        assert!(!queue.push(0, output(FRAME, &[0; 11])));
+        assert!(queue.push(0, output(FRAME, &[1; 6])));
+        assert!(!queue.push(0, output(FRAME, &[2; 5])));
+        assert!(queue.push(0, output(FRAME, &[3; 4])));
+        assert!(!queue.push(0, output(Destination::Line, &[4; 3])));
+        let Counters {
+            dropped_frames,
+            dropped_bytes,
+            ..
+        } = *queue.counters();
+        assert_eq!((dropped_frames, dropped_bytes), (2, 3));
+        // Room at the beginning, in one piece.
+        queue.pop();
+        assert!(!queue.push(0, output(FRAME, &[5; 7])));
+        assert!(queue.push(0, output(FRAME, &[6; 6])));
+        assert!(!queue.push(0, output(Destination::Serial, &[7])));
+        assert_eq!(
+            released(&mut queue, 0),
+            [(FRAME, vec![3; 4]), (FRAME, vec![6; 6])]
+        );
+    }
+
+    #[test]
+    fn a_position_that_goes_back_lets_nothing_leave_early() {
+        let mut queue = OutputQueue::new(10, 10);
+        queue.push(7, output(FRAME, b"a"));
+        queue.push(3, output(FRAME, b"b"));
+        assert_eq!(released(&mut queue, 6), []);
+        assert_eq!(released(&mut queue, 7).len(), 2);
+        queue.push(7, output(FRAME, b"c"));
+        queue.clear();
+        assert_eq!(released(&mut queue, u64::MAX), []);
+    }
+
+    proptest! {
+        #[test]
+        fn outputs_come_out_as_they_went_in(
+            steps in prop::collection::vec((0..3u8, 0..40usize, any::<bool>()), 1..200),
+        ) {
+            let mut queue = OutputQueue::new(100, 8);
+            let mut want: VecDeque<(Destination, Vec<u8>)> = VecDeque::new();
+            for (number, (kind, length, take)) in steps.into_iter().enumerate() {
+                let destination = [Destination::Serial, Destination::Line, FRAME][usize::from(kind)];
+                let bytes = vec![number as u8; length];
+                if take {
+                    let front = queue.front(u64::MAX).map(|o| (o.destination, o.bytes.to_vec()));
+                    prop_assert_eq!(front, want.pop_front());
+                    queue.pop();
+                    continue;
+                }
+                let before = queue.len();
+                if !queue.push(0, output(destination, &bytes)) {
+                    continue;
+                }
+                match want.back_mut() {
+                    Some((Destination::Serial, last)) if queue.len() == before => last.extend(bytes),
+                    _ => want.push_back((destination, bytes)),
+                }
+            }
+        }
+    }
+}
