@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+mod virtio;
+
 use ftlink::arbiter::datagram::{
     Key, NONCE_BYTES, open_reply, open_request, request_pair, seal_request,
 };
@@ -17,17 +19,19 @@ use ftlink::ids::{BootId, Duration, Generation, Instant, LogPos, NodeId, PairId,
 use ftlink::stream::{Arrival, Receiver};
 use ftlink::wire::messages::{Data, GreetingRepr, HeartbeatRepr, ReportRepr};
 use ftlink::wire::{HEADER_BYTES, HeaderRepr, MAX_DATAGRAM_BYTES};
+pub use virtio::virtio;
 use zerocopy::IntoBytes;
 
 /// A target, by the name of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("wire", wire),
     ("handshake", handshake),
     ("reassembly", reassembly),
     ("witness", witness),
+    ("virtio", virtio),
 ];
 
 const PAIR: PairId = PairId(0x1234);

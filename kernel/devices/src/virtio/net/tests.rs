@@ -214,6 +214,8 @@ fn a_frame_goes_into_one_buffer() {
     let mut driver = start(0);
     driver.use_messages();
     provide(&mut driver, &[1530, 1530]);
+    // Kicks are never asked for.
+    assert_eq!(driver.ram.u16(driver.rings[0].base + 0x2000), 1);
     let came = frame(MAC, 1514);
     driver.receive(&came);
     let header = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -224,8 +226,6 @@ fn a_frame_goes_into_one_buffer() {
         (1, (0, 1526))
     );
     assert_eq!(driver.interrupts(), [0x40]);
-    // Kicks are never asked for.
-    assert_eq!(driver.ram.u16(driver.rings[0].base + 0x2000), 1);
     assert_eq!(counters(&driver).received, 1);
 }
 
@@ -259,6 +259,9 @@ fn a_frame_is_spread_over_buffers_if_that_is_agreed_upon() {
     let parts =
         [(1, 100), (2, 50), (3, 150)].map(|(i, n)| driver.ram.bytes(BUFFERS + 0x800 * i, n));
     assert_eq!(parts.concat(), came);
+    // An index that the driver has passed: it kicks no more for buffers.
+    let (_, kick_at) = driver.rings[0].events();
+    assert_eq!(driver.ram.u16(kick_at), 3);
     assert_eq!(driver.interrupts(), [0x40]);
 }
 
@@ -299,7 +302,10 @@ fn frames_too_long_too_short_or_without_link_are_dropped() {
     }
     driver.chips.set_link(driver.now, NIC, false);
     driver.receive(&frame(MAC, 60));
+    assert!(!driver.chips.wants_frame(NIC, &frame(MAC, 60)));
     driver.chips.set_link(driver.now, NIC, true);
+    assert!(driver.chips.wants_frame(NIC, &frame(MAC, 60)));
+    assert!(!driver.chips.wants_frame(NIC, &frame(MAC, 1519)));
     let Counters {
         receive_refused,
         receive_down,
@@ -315,6 +321,7 @@ fn frames_too_long_too_short_or_without_link_are_dropped() {
 fn frames_before_the_driver_is_ready_or_may_master_the_bus_are_dropped() {
     let mut driver = Driver::plugged(NIC_SLOT);
     driver.receive(&frame(MAC, 60));
+    assert!(!driver.chips.wants_frame(NIC, &frame(MAC, 60)));
     let mut started = start(0);
     provide(&mut started, &[2048]);
     started.config_write(4, 2, 2);
