@@ -31,8 +31,8 @@ echo no more complaints;
 date -s 2031-05-06 >/dev/null; hwclock -w -u; reboot -f; sleep 99
 "#;
 
-/// It is recorded, and then replayed by the same host.
-const REPLAYED: &str = "\n[test]\nreplays = 1\n";
+/// It is recorded and then replayed by the same host, both cut at random.
+const REPLAYED: &str = "\n[test]\nreplays = 1\nslices = 11\n";
 
 /// What follows its kernel's complaints.
 const NO_COMPLAINTS: &str = "no more complaints";

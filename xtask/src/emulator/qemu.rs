@@ -28,7 +28,8 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
     let mut line = Vec::new();
     let mut add = |text: &str| line.extend(text.split(' ').map(OsString::from));
     match machine.platform {
-        // RDRAND and RDSEED cannot be intercepted by SVM.
+        // RDRAND and RDSEED cannot be intercepted by SVM. CMPXCHG16B leaves flags that depend on where the guest was
+        // stopped before (docs/hardware.md).
         Platform::Qemu | Platform::Bochs => {
             let virtualization = match machine.processor {
                 Processor::Full => "+svm,+npt",
@@ -36,7 +37,7 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
                 Processor::NoNestedPaging => "+svm,-npt",
             };
             add(&format!(
-                "-accel tcg -cpu max,{virtualization},-rdrand,-rdseed"
+                "-accel tcg -cpu max,{virtualization},-rdrand,-rdseed,-cx16"
             ));
             // One tick per instruction makes counting exact. OVMF polls for a TPM until 5 s of virtual time are
             // over, which would take minutes then; under UEFI the host does without an exact count.
@@ -159,7 +160,7 @@ mod tests {
         let line = line(Platform::Qemu, Firmware::Bios, Serial::Pipe);
         assert_eq!(
             line,
-            "-accel tcg -cpu max,+svm,+npt,-rdrand,-rdseed -icount shift=0,sleep=on -m 768 -no-reboot -nodefaults \
+            "-accel tcg -cpu max,+svm,+npt,-rdrand,-rdseed,-cx16 -icount shift=0,sleep=on -m 768 -no-reboot -nodefaults \
              -device isa-debug-exit,iobase=0xf4,iosize=4 -vga std -display none -serial stdio \
              -drive if=ide,format=raw,file=/disks/a,,b.img"
         );

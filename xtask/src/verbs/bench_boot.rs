@@ -237,7 +237,7 @@ fn directly(files: &Debian, script: &str, log: &Path) -> Result<String> {
         .args(["-accel", "tcg", "-icount", "shift=0,sleep=on"])
         .args([
             "-cpu",
-            "max,-rdrand,-rdseed",
+            "max,-rdrand,-rdseed,-cx16",
             "-m",
             &memory,
             "-no-reboot",
