@@ -75,6 +75,18 @@ enum Register {
 /// A feature: the lowest level that has it, where it is told, its name.
 struct Feature(Level, Register, u32, &'static str);
 
+impl Feature {
+    /// A host may lack it and its guests then do too. QEMU's CMPXCHG16B does not do the same thing twice (docs/hardware.md), so
+    /// that it is switched off there; and whoever uses it asks first, since the first processors with long mode lacked it.
+    const fn is_optional(&self) -> bool {
+        matches!(self, Self(_, Register::OneEcx, 13, _))
+    }
+
+    fn is_in(&self, words: &Words) -> bool {
+        words.get(self.1) >> self.2 & 1 != 0
+    }
+}
+
 use Level::{V2, V3};
 use Register::{ExtendedEcx, ExtendedEdx, OneEcx, OneEdx, SevenEbx};
 
@@ -192,7 +204,7 @@ impl Level {
         };
         let words = Words::of(host);
         for feature in self.features() {
-            if words.get(feature.1) >> feature.2 & 1 == 0 {
+            if !feature.is_in(&words) && !feature.is_optional() {
                 return Err(missing(feature.3));
             }
         }
@@ -256,8 +268,9 @@ impl Profile {
     /// The first feature of the level that the host lacks.
     pub fn new(level: Level, host: &dyn Fn(u32, u32) -> Leaf) -> Result<Self, Missing> {
         level.check(host)?;
+        let present = Words::of(host);
         let mut words = Words::default();
-        for feature in level.features() {
+        for feature in level.features().filter(|f| f.is_in(&present)) {
             *words.get_mut(feature.1) |= 1 << feature.2;
         }
         words.one.eax = host(1, 0).eax;

@@ -88,7 +88,7 @@ fn a_level_shows_exactly_its_features() {
 
 #[test]
 fn a_host_is_refused_by_the_name_of_what_it_lacks() {
-    for feature in &FEATURES {
+    for feature in FEATURES.iter().filter(|f| !f.is_optional()) {
         let host = without(feature.1, feature.2);
         let error = Profile::new(V3, &host).unwrap_err();
         assert_eq!((error.level, error.feature), (V3, feature.3));
@@ -110,6 +110,15 @@ fn a_host_is_refused_by_the_name_of_what_it_lacks() {
         error.to_string(),
         "this host's processor is not x86-64-v2: it lacks SSE4.2"
     );
+}
+
+#[test]
+fn what_is_optional_is_shown_where_the_host_has_it() {
+    let shown = |profile: &Profile| ask(profile, 1, 0).ecx >> 13 & 1;
+    assert_eq!(shown(&best()), 1);
+    let profile = Profile::new(V3, &without(OneEcx, 13)).unwrap();
+    assert_eq!(shown(&profile), 0);
+    assert_eq!(FEATURES.iter().filter(|f| f.is_optional()).count(), 1);
 }
 
 #[test]
