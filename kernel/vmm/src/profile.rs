@@ -79,7 +79,7 @@ impl Feature {
     /// A host may lack it and its guests then do too. QEMU's CMPXCHG16B does not do the same thing twice (docs/hardware.md), so
     /// that it is switched off there; and whoever uses it asks first, since the first processors with long mode lacked it.
     const fn is_optional(&self) -> bool {
-        matches!(self, Self(_, Register::OneEcx, 13, _))
+        matches!(self, Self(_, OneEcx, 13, _))
     }
 
     fn is_in(&self, words: &Words) -> bool {
