@@ -1,5 +1,7 @@
 //! Digests of a machine's state, by which two executions are compared.
 
+use core::ops::Range;
+
 use arch::addr::{Gpa, LARGE_PAGE_SIZE};
 use arch::regs::{
     ControlRegisters, CpuState, DebugRegisters, DescriptorTable, Gprs, Segment, Segments,
@@ -189,16 +191,25 @@ fn system_msrs(msrs: &SystemMsrs) -> Words {
 
 /// Digest of the first `bytes` of guest memory: the sum, modulo 2⁶⁴, of a digest of each page that is not all zero and of where it is.
 ///
-/// A sum, so that it can follow a change of a few pages; and pages that were never touched cost nothing.
+/// A sum, so that it is that of its parts; and pages that were never touched cost nothing.
 ///
 /// # Errors
 ///
 /// There is less memory.
 pub fn memory<M: GuestMemory>(memory: &M, bytes: u64) -> Result<u64, NotRam> {
+    part_of_memory(memory, 0..bytes)
+}
+
+/// Digest of a part of guest memory, whose ends are multiples of the page size.
+///
+/// # Errors
+///
+/// It is not all memory.
+pub fn part_of_memory<M: GuestMemory>(memory: &M, part: Range<u64>) -> Result<u64, NotRam> {
     let mut sum = 0u64;
     let mut page = [0; PAGE];
-    let mut at = Gpa(0);
-    while at.0 < bytes {
+    let mut at = Gpa(part.start);
+    while at.0 < part.end {
         if at.0.is_multiple_of(LARGE_PAGE_SIZE) && memory.is_untouched(at) {
             at = at.offset(LARGE_PAGE_SIZE);
             continue;
@@ -311,6 +322,20 @@ mod tests {
         assert_eq!(digest(0x1000, 0), Ok(0));
         assert!(memory(&crate::testing::Ram::new(0x1000), 0x2000).is_err());
         assert_eq!(memory(&crate::testing::Ram::new(0x8000), 0x8000), Ok(0));
+    }
+
+    #[test]
+    fn the_whole_of_memory_is_the_sum_of_its_parts() {
+        let mut ram = crate::testing::Ram::new(0x4000);
+        ram.put(0x1fff, &[1, 2]);
+        let parts = [0..0x2000, 0x2000..0x3000, 0x3000..0x4000];
+        let parts = parts.map(|part| part_of_memory(&ram, part).unwrap());
+        assert_eq!(
+            memory(&ram, 0x4000),
+            Ok(parts.iter().fold(0, |sum: u64, p| sum.wrapping_add(*p)))
+        );
+        assert!(parts[0] != 0 && parts[1] != 0 && parts[2] == 0);
+        assert!(part_of_memory(&ram, 0x3000..0x5000).is_err());
     }
 
     #[test]

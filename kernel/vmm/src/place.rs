@@ -8,12 +8,13 @@
 
 use alloc::boxed::Box;
 
+use arch::addr::{Gpa, LARGE_PAGE_SIZE};
 use devices::time::GuestTime;
 
 use crate::cpu::{CounterKind, ExitKind, Icount, Vcpu};
 use crate::digest::{self, Parts};
 use crate::host::Host;
-use crate::log::{End, Input, Point, Registers, Snapshot, What};
+use crate::log::{End, Input, MemoryPart, Point, Registers, Snapshot, What};
 use crate::machine::{Machine, Stop};
 use crate::memory::GuestMemory;
 use crate::nondet::Mode;
@@ -128,24 +129,32 @@ impl<V: Vcpu> Machine<V> {
         host: &mut impl Host,
         mut budget: u64,
     ) -> Option<(Icount, u64)> {
-        let (here, now) = (self.point(), self.door.last());
+        let (here, now) = (self.point(), self.door.reading(host));
         let recorder = self.door.recorder()?;
         if !recorder.has_room() {
             return None;
         }
-        let output_is_due = recorder.output_is_due(now);
+        recorder.advance(now);
+        let silent_until = recorder.silent_until();
         if self.place.at_point {
             self.place.landing = None;
-            if output_is_due || recorder.check_is_due(here) || self.door.has_input() {
-                self.enter_waiting(output_is_due);
+            // A guest that waits has nothing to check.
+            let check_is_due = !self.halted && recorder.check_is_due(here);
+            if check_is_due || recorder.output_is_due() || self.door.has_input() {
+                self.enter_waiting();
             }
-        } else if output_is_due || self.door.has_input() {
+        } else if recorder.point_is_due() || self.door.has_input() {
             self.land_soon();
         }
-        while self.stop.is_none()
-            && let Some(deadline) = self.board.deadline()
-        {
-            match self.door.late(host, deadline) {
+        while self.stop.is_none() {
+            let deadline = self.board.deadline().filter(|d| *d <= silent_until);
+            let Some(deadline) = deadline else {
+                if now < silent_until {
+                    budget = budget.min(host.ticks(silent_until.since(now)));
+                }
+                break;
+            };
+            match self.door.late(now, deadline) {
                 Err(left) => {
                     budget = budget.min(host.ticks(left));
                     break;
@@ -170,8 +179,8 @@ impl<V: Vcpu> Machine<V> {
 
     /// Logs what is due and lets enter what does not depend on time.
     #[inline(never)]
-    fn enter_waiting(&mut self, output_is_due: bool) {
-        if output_is_due {
+    fn enter_waiting(&mut self) {
+        if self.door.recorder().is_some_and(|r| r.output_is_due()) {
             self.log_output();
         }
         self.log_check_if_due();
@@ -244,9 +253,31 @@ impl<V: Vcpu> Machine<V> {
             parts: digest::parts(&self.vcpu.save()),
             registers: self.registers(),
         });
+        let memory = self.next_part_of_memory();
         if let Some(recorder) = self.door.recorder() {
-            recorder.check(point, snapshot);
+            recorder.check(point, snapshot, memory);
         }
+    }
+
+    /// The part of memory that is to be checked here, if one is.
+    fn next_part_of_memory(&mut self) -> Option<MemoryPart> {
+        let (memory, size) = (&self.memory, self.memory.size());
+        let recorder = match &mut self.door.mode {
+            Mode::Recording(recorder) if recorder.memory_is_due() => recorder,
+            _ => return None,
+        };
+        let large_pages = size.div_ceil(LARGE_PAGE_SIZE);
+        let part = recorder.next_part(large_pages, |page| {
+            memory.is_untouched(Gpa(page * LARGE_PAGE_SIZE))
+        });
+        let mut part = MemoryPart {
+            first: part.start,
+            pages: part.end - part.start,
+            digest: 0,
+        };
+        // All of it is RAM.
+        part.digest = digest::part_of_memory(memory, part.range(size)).ok()?;
+        Some(part)
     }
 
     // Replaying.
@@ -314,11 +345,16 @@ impl<V: Vcpu> Machine<V> {
         };
         let mut recorded = None;
         let compared = match &taken {
-            What::Check { digest, snapshot } => {
+            What::Check {
+                digest,
+                snapshot,
+                memory,
+            } => {
                 recorded = snapshot.as_ref().map(|s| s.registers);
                 let logged = snapshot.as_ref().map(|s| s.parts);
                 self.compare(*digest)
                     .and_then(|()| self.compare_state(logged))
+                    .and_then(|()| self.compare_memory(*memory))
             }
             What::Input { check, .. } => self.compare_low(*check),
             What::Output {
@@ -357,6 +393,19 @@ impl<V: Vcpu> Machine<V> {
             Ok(())
         } else {
             Err(Difference::State { logged, here })
+        }
+    }
+
+    fn compare_memory(&self, logged: Option<MemoryPart>) -> Result<(), Difference> {
+        let Some(part) = logged else {
+            return Ok(());
+        };
+        let range = part.range(self.memory.size());
+        let here = digest::part_of_memory(&self.memory, range.clone()).ok();
+        if here == Some(part.digest) {
+            Ok(())
+        } else {
+            Err(Difference::PartOfMemory(range))
         }
     }
 

@@ -1,13 +1,16 @@
 //! Recording: what passed the door becomes the log.
 
 use alloc::boxed::Box;
+use core::ops::Range;
 
 use devices::time::GuestTime;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::digest::Running;
 use crate::log::ring::{RING_BYTES, Ring};
-use crate::log::{Answer, Encoder, End, Input, OutputKind, Point, Sink, Snapshot, What};
+use crate::log::{
+    Answer, Encoder, End, Input, MemoryPart, OutputKind, Point, Sink, Snapshot, What,
+};
 
 /// Bytes that must be free before the guest runs on: an exit's answers (an INS of 4096 elements from a clock), an
 /// input of the greatest size and its company.
@@ -20,6 +23,11 @@ const SNAPSHOT_EVERY: u32 = 16;
 const OUTPUT_BYTES: u32 = 256;
 /// Guest time, in nanoseconds, after which they are.
 const OUTPUT_NS: u64 = 20_000_000;
+/// Guest time, in nanoseconds, without an entry after which a running guest gets a check: a replay runs no further than the
+/// log goes.
+const SILENCE_NS: u64 = 10_000_000;
+/// Guest time, in nanoseconds, between two checks of a part of memory.
+const MEMORY_NS: u64 = 200_000_000;
 
 /// What the guest has put out since it was noted last.
 #[derive(Clone)]
@@ -106,6 +114,12 @@ pub struct Recorder {
     unchecked: u32,
     checks: u32,
     checked_at: Option<Point>,
+    /// Guest time of now, of the last placed entry, and of the last check of memory.
+    now: GuestTime,
+    placed_at: GuestTime,
+    memory_at: GuestTime,
+    /// The large page that the next check of memory begins with.
+    next_page: u64,
     volumes: Volumes,
 }
 
@@ -124,6 +138,10 @@ impl Recorder {
             unchecked: 0,
             checks: 0,
             checked_at: None,
+            now: GuestTime(0),
+            placed_at: GuestTime(0),
+            memory_at: GuestTime(0),
+            next_page: 0,
             volumes: Volumes::default(),
         }
     }
@@ -185,11 +203,31 @@ impl Recorder {
         }
     }
 
+    /// It is `now`.
+    #[inline]
+    pub fn advance(&mut self, now: GuestTime) {
+        self.now = now;
+    }
+
+    /// Whether something is to be noted soon, also if the guest does not exit: output, or that it runs.
+    #[inline]
+    #[must_use]
+    pub fn point_is_due(&self) -> bool {
+        self.output_is_due() || self.now >= self.silent_until()
+    }
+
     /// Whether output is to be noted at the next point.
     #[inline]
     #[must_use]
-    pub fn output_is_due(&self, now: GuestTime) -> bool {
-        self.produced.is_due(now)
+    pub fn output_is_due(&self) -> bool {
+        self.produced.is_due(self.now)
+    }
+
+    /// The guest time at which a running guest is to come to a point.
+    #[inline]
+    #[must_use]
+    pub fn silent_until(&self) -> GuestTime {
+        GuestTime(self.placed_at.0.saturating_add(SILENCE_NS))
     }
 
     /// Notes the output of before `point`.
@@ -208,7 +246,36 @@ impl Recorder {
     #[inline]
     #[must_use]
     pub fn check_is_due(&self, point: Point) -> bool {
-        self.unchecked >= CHECK_EVERY || self.every_exit && self.checked_at != Some(point)
+        self.unchecked >= CHECK_EVERY
+            || self.now >= self.silent_until()
+            || self.memory_is_due()
+            || self.every_exit && self.checked_at != Some(point)
+    }
+
+    /// Whether the next check carries a part of memory.
+    #[inline]
+    #[must_use]
+    pub fn memory_is_due(&self) -> bool {
+        self.now.since(self.memory_at) >= MEMORY_NS
+    }
+
+    /// The part of a memory of `large_pages` to be checked next: a large page, and those before it that nobody has
+    /// touched.
+    pub fn next_part(
+        &mut self,
+        large_pages: u64,
+        is_untouched: impl Fn(u64) -> bool,
+    ) -> Range<u64> {
+        self.memory_at = self.now;
+        let first = if self.next_page < large_pages {
+            self.next_page
+        } else {
+            0
+        };
+        let touched = (first..large_pages).find(|page| !is_untouched(*page));
+        let end = touched.map_or(large_pages, |page| page + 1);
+        self.next_page = end;
+        first..end
     }
 
     /// Whether the next check carries the whole processor.
@@ -218,13 +285,14 @@ impl Recorder {
     }
 
     /// Makes a check.
-    pub fn check(&mut self, point: Point, snapshot: Option<Snapshot>) {
+    pub fn check(&mut self, point: Point, snapshot: Option<Snapshot>, memory: Option<MemoryPart>) {
         self.unchecked = 0;
         self.checked_at = Some(point);
         self.checks = self.checks.wrapping_add(1);
         let what = What::Check {
             digest: self.digest.value(),
             snapshot: snapshot.map(Box::new),
+            memory,
         };
         self.placed(point, &what, |v| &mut v.checks);
     }
@@ -238,8 +306,27 @@ impl Recorder {
     fn placed(&mut self, point: Point, what: &What, volume: fn(&mut Volumes) -> &mut Volume) {
         let before = self.ring.total();
         self.encoder.placed(&mut self.ring, point, what);
+        self.placed_at = self.now;
         let volume = volume(&mut self.volumes);
         volume.entries += 1;
         volume.bytes += self.ring.total().wrapping_sub(before) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_gone_through_again_and_again_and_untouched_pages_are_passed_over() {
+        let mut recorder = Recorder::new(&[], false);
+        recorder.advance(GuestTime(MEMORY_NS - 1));
+        assert!(!recorder.memory_is_due());
+        recorder.advance(GuestTime(MEMORY_NS));
+        assert!(recorder.memory_is_due());
+        let untouched = |page| page == 1 || page == 2 || page == 5;
+        let parts: [_; 5] = core::array::from_fn(|_| recorder.next_part(6, untouched));
+        assert_eq!(parts, [0..1, 1..4, 4..5, 5..6, 0..1]);
+        assert!(!recorder.memory_is_due());
     }
 }

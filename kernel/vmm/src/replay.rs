@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 
 use arch::regs::Gpr;
 
@@ -60,6 +61,8 @@ pub enum Difference {
     RunsOn,
     /// Both stopped here, for different reasons.
     Stop,
+    /// These addresses do not hold the same.
+    PartOfMemory(Range<u64>),
     /// The memory they left is not the same.
     Memory {
         /// In the log.
@@ -114,6 +117,13 @@ impl fmt::Display for Difference {
                     "the memory's digest is {here:016x}, in the log {logged:016x}"
                 )
             }
+            Self::PartOfMemory(range) => {
+                write!(
+                    f,
+                    "guest memory {:#x}-{:#x} differs",
+                    range.start, range.end
+                )
+            }
             Self::NoDevice => f.write_str("the entry is for a device that the guest does not have"),
             Self::Damaged(error) => write!(f, "the log is damaged: {error}"),
         }
@@ -158,6 +168,12 @@ impl fmt::Display for Divergence {
                 "the log has no registers for this point: record with a check at every exit to have them"
             );
         };
+        if may_be_stale(recorded, here) {
+            writeln!(
+                f,
+                "possible stale translation: only accessed and dirty bits of page tables can differ so"
+            )?;
+        }
         let mut row = |name: &dyn fmt::Display, logged: u64, here: u64| {
             let mark = if logged == here { ' ' } else { '*' };
             writeln!(f, "{mark} {name:<6} log {logged:016x} here {here:016x}")
@@ -170,6 +186,16 @@ impl fmt::Display for Divergence {
         }
         Ok(())
     }
+}
+
+/// Whether the registers differ only where the entries of page tables have their accessed and dirty bits (SDM 3, table 4-19):
+/// a processor sets these or not according to what it has kept of the tables, which no log can tell.
+fn may_be_stale(recorded: &Registers, here: &Registers) -> bool {
+    const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
+    let pairs = recorded.gprs.0.iter().zip(&here.gprs.0);
+    let differing = pairs.fold(0, |bits, (recorded, here)| bits | recorded ^ here);
+    let same = |r: &Registers| (r.icount, r.rip);
+    same(recorded) == same(here) && differing != 0 && differing & !ACCESSED_DIRTY == 0
 }
 
 /// How far a replay has come.

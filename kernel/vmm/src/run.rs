@@ -160,8 +160,9 @@ impl<V: Vcpu> Machine<V> {
     /// Lets time enter a guest without a log, wherever it is, if the devices' deadline has come. Returns how much of
     /// `budget` is left until the next one.
     fn let_time_in(&mut self, host: &mut impl Host, budget: u64) -> u64 {
+        let reading = self.door.reading(host);
         while let Some(deadline) = self.board.deadline() {
-            match self.door.late(host, deadline) {
+            match self.door.late(reading, deadline) {
                 Ok(late) => {
                     let now = self.door.enter_time(deadline, late);
                     self.board.advance(now);

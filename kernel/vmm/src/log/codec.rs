@@ -6,7 +6,9 @@ use core::fmt;
 
 use arch::regs::Gprs;
 
-use super::{Answer, End, Entry, Input, MAX_DATA, OutputKind, Point, Registers, Snapshot, What};
+use super::{
+    Answer, End, Entry, Input, MAX_DATA, MemoryPart, OutputKind, Point, Registers, Snapshot, What,
+};
 use crate::digest::Parts;
 use crate::machine::Operation;
 
@@ -33,6 +35,10 @@ mod input {
 }
 
 const OUTPUT_CONSOLE: u64 = 0;
+
+/// What a check carries.
+const CHECK_SNAPSHOT: u64 = 1 << 0;
+const CHECK_MEMORY: u64 = 1 << 1;
 
 /// Operations by their number in the log.
 const OPERATIONS: [Operation; 4] = [
@@ -152,8 +158,18 @@ impl Encoder {
                 put_u64(to, *digest);
                 put_u64(to, *check);
             }
-            What::Check { digest, snapshot } => {
-                put_first(to, kind::CHECK, u64::from(snapshot.is_some()));
+            What::Check {
+                digest,
+                snapshot,
+                memory,
+            } => {
+                let snapshot_bit = if snapshot.is_some() {
+                    CHECK_SNAPSHOT
+                } else {
+                    0
+                };
+                let memory_bit = if memory.is_some() { CHECK_MEMORY } else { 0 };
+                put_first(to, kind::CHECK, snapshot_bit | memory_bit);
                 self.point(to, point);
                 put_u64(to, *digest);
                 if let Some(Snapshot { parts, registers }) = snapshot.as_deref() {
@@ -162,6 +178,11 @@ impl Encoder {
                     put_u64(to, registers.rip);
                     put_u64(to, registers.rflags);
                     registers.gprs.0.iter().for_each(|gpr| put_u64(to, *gpr));
+                }
+                if let Some(part) = memory {
+                    put_varint(to, part.first);
+                    put_varint(to, part.pages);
+                    put_u64(to, part.digest);
                 }
             }
             What::End {
@@ -379,15 +400,29 @@ impl<'a> Reader<'a> {
                 };
                 Entry::Placed(point, what)
             }
-            kind::CHECK if value <= 1 => {
+            kind::CHECK if value <= CHECK_SNAPSHOT | CHECK_MEMORY => {
                 let point = self.point(exits)?;
                 let digest = self.u64()?;
-                let snapshot = if value == 1 {
-                    Some(Box::new(self.snapshot()?))
-                } else {
+                let snapshot = if value & CHECK_SNAPSHOT == 0 {
                     None
+                } else {
+                    Some(Box::new(self.snapshot()?))
                 };
-                Entry::Placed(point, What::Check { digest, snapshot })
+                let memory = if value & CHECK_MEMORY == 0 {
+                    None
+                } else {
+                    Some(MemoryPart {
+                        first: self.varint()?,
+                        pages: self.varint()?,
+                        digest: self.u64()?,
+                    })
+                };
+                let what = What::Check {
+                    digest,
+                    snapshot,
+                    memory,
+                };
+                Entry::Placed(point, what)
             }
             kind::END if value == 0 => {
                 let point = self.point(exits)?;

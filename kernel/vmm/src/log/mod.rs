@@ -23,8 +23,10 @@ pub mod store;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Range;
 use core::str::FromStr;
 
+use arch::addr::LARGE_PAGE_SIZE;
 use arch::regs::Gprs;
 
 use crate::digest::Parts;
@@ -141,6 +143,27 @@ pub struct Snapshot {
     pub registers: Registers,
 }
 
+/// What a part of guest memory held at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPart {
+    /// The first of its large pages, by number.
+    pub first: u64,
+    /// How many of them.
+    pub pages: u64,
+    /// [`crate::digest::part_of_memory`].
+    pub digest: u64,
+}
+
+impl MemoryPart {
+    /// Its addresses in a memory of `size` bytes; the last large page may be cut off.
+    #[must_use]
+    pub fn range(&self, size: u64) -> Range<u64> {
+        let start = self.first.saturating_mul(LARGE_PAGE_SIZE);
+        let bytes = self.pages.saturating_mul(LARGE_PAGE_SIZE);
+        start.min(size)..start.saturating_add(bytes).min(size)
+    }
+}
+
 /// How a recorded run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -179,6 +202,8 @@ pub enum What {
         digest: u64,
         /// The whole processor, now and then.
         snapshot: Option<Box<Snapshot>>,
+        /// A part of memory, now and then.
+        memory: Option<MemoryPart>,
     },
     /// The guest has stopped; nothing follows.
     End {

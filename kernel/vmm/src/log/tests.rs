@@ -29,6 +29,11 @@ fn any_what() -> impl Strategy<Value = What> {
             },
         })
     });
+    let memory = any::<[u64; 3]>().prop_map(|[first, pages, digest]| MemoryPart {
+        first,
+        pages,
+        digest,
+    });
     prop_oneof![
         (any::<u16>(), any_input()).prop_map(|(check, input)| What::Input { check, input }),
         any::<(u32, u64, u64)>().prop_map(|(length, digest, check)| What::Output {
@@ -37,8 +42,16 @@ fn any_what() -> impl Strategy<Value = What> {
             digest,
             check,
         }),
-        (any::<u64>(), prop::option::of(snapshot))
-            .prop_map(|(digest, snapshot)| What::Check { digest, snapshot }),
+        (
+            any::<u64>(),
+            prop::option::of(snapshot),
+            prop::option::of(memory)
+        )
+            .prop_map(|(digest, snapshot, memory)| What::Check {
+                digest,
+                snapshot,
+                memory,
+            }),
         any::<[u64; 4]>().prop_map(|[digest, stop, state, memory]| What::End {
             digest,
             end: End {
@@ -195,6 +208,7 @@ fn points_do_not_wrap() {
         What::Check {
             digest: 0,
             snapshot: None,
+            memory: None,
         },
     );
     let mut bytes = encode(&[far]);
@@ -203,6 +217,7 @@ fn points_do_not_wrap() {
         What::Check {
             digest: 0,
             snapshot: None,
+            memory: None,
         },
     )]));
     assert_eq!(decode(&bytes), Err(DecodeError::Number));
@@ -218,4 +233,20 @@ fn points_are_read_as_they_are_written() {
     for text in ["", "812", "+", "1+x", "-1+2", "1+2+3"] {
         assert_eq!(text.parse::<Point>(), Err(super::super::NoPoint), "{text}");
     }
+}
+
+#[test]
+fn a_part_of_memory_ends_with_the_memory() {
+    let part = |first, pages| MemoryPart {
+        first,
+        pages,
+        digest: 0,
+    };
+    assert_eq!(part(1, 2).range(100 << 20), 2 << 20..6 << 20);
+    assert_eq!(
+        part(1, 2).range((4 << 20) + 4096),
+        2 << 20..(4 << 20) + 4096
+    );
+    assert_eq!(part(3, 1).range(4 << 20), 4 << 20..4 << 20);
+    assert_eq!(part(u64::MAX, u64::MAX).range(4 << 20), 4 << 20..4 << 20);
 }

@@ -382,3 +382,70 @@ fn an_answer_that_nobody_asked_for_is_a_difference() {
     let found = m.divergence().map(|d| d.difference.clone());
     assert_eq!(found, Some(Difference::NotAsked { left: 1 }));
 }
+
+#[test]
+fn a_guest_that_runs_without_a_word_is_checked_at_landings() {
+    let mut m = pc(&[], Mode::Recording(Box::new(Recorder::new(&[], false))));
+    // The timer's interrupt is masked: nothing will come.
+    let mut door = Door::default();
+    let mut host = TestHost::default();
+    let written = m
+        .board
+        .write_msr(&mut host, &mut door, msr::X2APIC_BASE + 0x32, 1 << 16);
+    written.expect("the timer's register");
+    let mut log = vec![0; 1 << 16];
+    m.vcpu.script.push_back(at(2_000_000_000, Exit::Cpuid));
+    for _ in 0..2_000 {
+        let before = m.vcpu.state.icount;
+        assert_eq!(m.run(&mut host, 1_000_000), None);
+        host.now_ns += m.vcpu.state.icount - before;
+    }
+    let length = m.door.recorder().unwrap().take(&mut log);
+    let placed = placed(&log[..length]);
+    let time = host.now_ns / 10_000_000;
+    assert!(
+        (time - 3..=time + 1).contains(&(placed.len() as u64)),
+        "{}",
+        placed.len()
+    );
+    assert!(placed.iter().all(|(point, _)| point.exits == 0));
+    let parts = placed.iter().filter(|(_, what)| {
+        matches!(
+            what,
+            What::Check {
+                memory: Some(_),
+                ..
+            }
+        )
+    });
+    let (parts, most) = (parts.count() as u64, host.now_ns / 200_000_000);
+    assert!((most - 1..=most).contains(&parts), "{parts}");
+}
+
+#[test]
+fn memory_that_differs_is_found_while_the_guest_runs() {
+    let script: Vec<_> = (0..40).map(|_| at(50_000_000, Exit::Rdtsc)).collect();
+    let (_, log) = record(&script, 4, false);
+    assert_eq!(replay(&script, &log, None, 1).divergence(), None);
+    let mut m = pc(&script, following(&log));
+    m.memory.put(0x8765, &[1]);
+    assert_eq!(run(&mut m, 1), Some(Stop::Diverged));
+    let found = m.divergence().map(|d| d.difference.clone());
+    let size = m.memory.0.len() as u64;
+    assert_eq!(found, Some(Difference::PartOfMemory(0..size.min(2 << 20))));
+}
+
+#[test]
+fn accessed_bits_are_called_by_their_name() {
+    let script = [at(10, Exit::Hypercall); 3];
+    let (_, log) = record(&script, 4, true);
+    let page = |bits: u64| {
+        let mut m = pc(&script, following(&log));
+        m.vcpu.state.gprs[Gpr::R15] = bits;
+        assert_eq!(run(&mut m, 1), Some(Stop::Diverged));
+        m.divergence().map(ToString::to_string).unwrap_or_default()
+    };
+    assert!(page(1 << 5).contains("possible stale translation"));
+    assert!(page(1 << 6).contains("possible stale translation"));
+    assert!(!page(1 << 5 | 1).contains("possible stale translation"));
+}
