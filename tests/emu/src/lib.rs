@@ -4,12 +4,14 @@
 #![forbid(unsafe_code)]
 
 mod bad;
+mod diverged;
 mod fault;
 mod lab;
 mod linux;
 mod run;
 
 pub use bad::{BAD_STARTS, BadStart};
+pub use diverged::{DIVERGING, Diverging};
 pub use fault::{FAULTS, Fault};
 pub use lab::Lab;
 pub use linux::judge_linux;

@@ -112,7 +112,8 @@ impl HostRun {
             .map_err(|error| explain(outcome, &error))
     }
 
-    fn outcome(&self) -> Result<&batch::Outcome> {
+    /// What came of the run, which is made when it is asked for first.
+    pub(crate) fn outcome(&self) -> Result<&batch::Outcome> {
         self.outcome
             .get_or_init(|| self.run().map_err(|error| format!("{error:#}")))
             .as_ref()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use boot::Firmware;
-use emu::{BAD_STARTS, FAULTS, HostRun, Judged, Lab, judge_linux};
+use emu::{BAD_STARTS, DIVERGING, FAULTS, HostRun, Judged, Lab, judge_linux};
 use libtest_mimic::{Arguments, Trial};
 use xtask::emulator::Platform;
 use xtask::guests::{Guest, Guests};
@@ -55,6 +55,11 @@ fn trials() -> Result<Vec<Trial>> {
         trials.push(trial(format!("{platform}/linux"), move || {
             judge_linux(platform, Firmware::Bios)
         }));
+        for diverging in &DIVERGING {
+            let name = format!("{platform}/diverging/{}", diverging.guest);
+            let guests = guests.clone();
+            trials.push(trial(name, move || diverging.judge(platform, &guests)));
+        }
         for bad in BAD_STARTS.iter().filter(|bad| bad.on.contains(&platform)) {
             let name = format!("{platform}/bad/{}", bad.name);
             trials.push(trial(name, move || bad.judge(platform)));

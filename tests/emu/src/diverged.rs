@@ -1,0 +1,69 @@
+//! Guests whose replay must not be the recorded run: what they see is not all in the log, and that has to be noticed.
+
+use anyhow::{Context, ensure};
+use boot::Firmware;
+use xtask::emulator::Platform;
+use xtask::guests::Guest;
+
+use crate::run::{HostRun, Judged, explain};
+
+/// A guest, how it is recorded, and what the report has to say.
+#[derive(Debug)]
+pub struct Diverging {
+    /// Which guest.
+    pub guest: &'static str,
+    tables: &'static str,
+    /// What the report on the divergence has to say.
+    says: &'static str,
+}
+
+/// All of them.
+pub const DIVERGING: [Diverging; 2] = [
+    Diverging {
+        guest: "rdtsc",
+        tables: "\n[test]\nreplays = 1\ncheck_exits = true\nleak_clock_at = 100\n",
+        says: "the running digest is",
+    },
+    Diverging {
+        guest: "accessed",
+        tables: "\n[test]\nreplays = 1\ncheck_exits = true\nslices = 3\n",
+        says: "possible stale translation",
+    },
+];
+
+impl Diverging {
+    /// Whether the difference is noticed at the first exit behind it, and named.
+    ///
+    /// # Errors
+    ///
+    /// It is not, with the end of the log.
+    pub fn judge(&self, platform: Platform, guests: &[Guest]) -> Judged {
+        let guest = guests
+            .iter()
+            .find(|guest| guest.name == self.guest)
+            .with_context(|| format!("no guest {}", self.guest))?;
+        let name = format!("{platform}-diverging-{}", self.guest);
+        let run = HostRun::new(name, platform, Firmware::Bios, vec![guest.clone()])
+            .with(self.tables, &[]);
+        run.judge_guest(guest)?;
+        let outcome = run.outcome()?;
+        judge(&outcome.serial, self.says).map_err(|error| explain(outcome, &error))
+    }
+}
+
+fn judge(said: &str, says: &str) -> Judged {
+    ensure!(said.contains("divergence: "), "no divergence was reported");
+    ensure!(said.contains(says), "the report does not say {says:?}");
+    let place = said
+        .lines()
+        .find(|line| line.contains("the executions agreed at "))
+        .context("the report does not say where")?;
+    let exits = |behind: &str| -> Option<u64> {
+        let (_, rest) = place.split_once(behind)?;
+        rest.split_once('+')?.0.parse().ok()
+    };
+    let (agreed, here) = (exits("agreed at "), exits("here: "));
+    let (agreed, here) = agreed.zip(here).context("the report does not say where")?;
+    ensure!(here == agreed + 1, "it was not noticed at once: {place}");
+    Ok(())
+}
