@@ -29,7 +29,7 @@ use crate::guest_ram::GuestRam;
 use crate::logs::{self, Cursor, LogPartition, Sink};
 use crate::power::{self, Outcome};
 use crate::vt::{self, Backend, Vendor};
-use crate::{clock, logger, mem, serial, time, x86};
+use crate::{clock, logger, mem, nic, serial, time, x86};
 
 /// Host time that a guest gets before the next one's turn, in nanoseconds.
 const SLICE_NS: u64 = 10_000_000;
@@ -143,7 +143,8 @@ fn run_on<B: Backend>(
     while !running.is_empty() {
         // A 16550's queue of 16 bytes is empty after 1.4 ms.
         let slice = if serial::pump() { OUTPUT_NS } else { SLICE_NS };
-        let budget = time::ticks(slice);
+        let frames_wait = nic::poll();
+        let budget = time::ticks(nic::until_poll(slice, false));
         // The earliest moment at which a guest has something to do; 0: at once.
         let mut wake = u64::MAX;
         let mut again = Vec::new();
@@ -170,8 +171,8 @@ fn run_on<B: Backend>(
                 }
             }
         }
-        if wake != 0 && !running.is_empty() {
-            time::wait_until(wake.min(time::now_ns() + slice));
+        if wake != 0 && !frames_wait && !running.is_empty() {
+            time::wait_until(wake.min(time::now_ns() + nic::until_poll(slice, true)));
         }
     }
     outcome

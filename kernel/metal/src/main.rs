@@ -28,6 +28,7 @@ mod interrupts;
 mod logger;
 mod logs;
 mod mem;
+mod nic;
 mod panic;
 mod pci;
 mod power;
@@ -123,7 +124,10 @@ extern "C" fn go_on() -> ! {
             None
         }
     };
+    nic::start(&functions, &config, entropy.as_ref())
+        .unwrap_or_else(|error| fail(format_args!("{error}")));
     let outcome = guests::run(&config, archive, entropy);
+    nic::report_counters();
     report();
     logger::plain(format_args!("duet: all guests stopped"));
     match config.when_idle {

@@ -10,7 +10,7 @@ use arch::msr;
 use crate::interrupts::Frame;
 use crate::logger::Line;
 use crate::mem::stacks;
-use crate::{apic, power, serial, x86};
+use crate::{apic, nic, power, serial, x86};
 
 /// Most return addresses that are printed.
 const MAX_DEPTH: usize = 32;
@@ -35,6 +35,7 @@ fn line(text: Arguments<'_>) {
 /// Keeps this node from doing anything more to the outside: a twin takes over only if this one is silent.
 fn mute() {
     x86::cli();
+    nic::mute_all();
     apic::timer_disarm();
 }
 

@@ -12,6 +12,7 @@ use pci_types::{
 use crate::acpi::Platform;
 use crate::mem::paging;
 use crate::x86;
+use spin::Once;
 
 const CONFIG_ADDRESS: u16 = 0xcf8;
 const CONFIG_DATA: u16 = 0xcfc;
@@ -163,13 +164,65 @@ fn look(address: PciAddress, access: &Access, functions: &mut Vec<Function>) -> 
     Some(bridge.secondary_bus_number(access))
 }
 
+/// The way to configuration space, once the buses were walked.
+static ACCESS: Once<Access> = Once::new();
+
+/// Reads a word of a function's configuration space; ones before the buses were walked.
+pub fn read_config(address: PciAddress, offset: u16) -> u32 {
+    // SAFETY: reads of configuration space are harmless.
+    ACCESS
+        .get()
+        .map_or(u32::MAX, |access| unsafe { access.read(address, offset) })
+}
+
+/// Writes a word of a function's configuration space.
+///
+/// # Safety
+///
+/// The function does not come to use memory that is not its driver's.
+pub unsafe fn write_config(address: PciAddress, offset: u16, value: u32) {
+    if let Some(access) = ACCESS.get() {
+        // SAFETY: the caller vouches for the value.
+        unsafe { access.write(address, offset, value) };
+    }
+}
+
+fn update_command(address: PciAddress, update: impl FnOnce(CommandRegister) -> CommandRegister) {
+    if let Some(access) = ACCESS.get()
+        && let Some(mut endpoint) = EndpointHeader::from_header(PciHeader::new(address), access)
+    {
+        endpoint.update_command(access, update);
+    }
+}
+
+/// Lets a function answer at its memory addresses; its interrupt line is off.
+pub fn enable_registers(address: PciAddress) {
+    update_command(address, |command| {
+        command | CommandRegister::MEMORY_ENABLE | CommandRegister::INTERRUPT_DISABLE
+    });
+}
+
+/// Lets a function reach memory.
+pub fn enable_dma(address: PciAddress) {
+    update_command(address, |command| {
+        command | CommandRegister::BUS_MASTER_ENABLE
+    });
+}
+
+/// Keeps a function from reaching memory.
+pub fn disable_dma(address: PciAddress) {
+    update_command(address, |command| {
+        command - CommandRegister::BUS_MASTER_ENABLE
+    });
+}
+
 fn present(address: PciAddress, access: &Access) -> bool {
     PciHeader::new(address).id(access).0 != 0xffff
 }
 
 /// Walks all buses reachable from bus 0.
 pub fn enumerate(platform: &Platform) -> Vec<Function> {
-    let access = Access::new(platform);
+    let access = ACCESS.call_once(|| Access::new(platform));
     let mut functions = Vec::new();
     let mut seen = [false; 256];
     let mut buses = alloc::vec![0u8];
@@ -179,18 +232,18 @@ pub fn enumerate(platform: &Platform) -> Vec<Function> {
         }
         for device in 0..32 {
             let first = PciAddress::new(0, bus, device, 0);
-            if !present(first, &access) {
+            if !present(first, access) {
                 continue;
             }
-            let last = if PciHeader::new(first).has_multiple_functions(&access) {
+            let last = if PciHeader::new(first).has_multiple_functions(access) {
                 7
             } else {
                 0
             };
             for number in 0..=last {
                 let address = PciAddress::new(0, bus, device, number);
-                if present(address, &access) {
-                    buses.extend(look(address, &access, &mut functions));
+                if present(address, access) {
+                    buses.extend(look(address, access, &mut functions));
                 }
             }
         }

@@ -16,6 +16,7 @@ pub use mac::{Mac, MacError};
 pub use model::{Family, MODELS, Model};
 
 use core::fmt;
+use core::ops::DerefMut;
 
 /// Bytes of the largest frame that is sent or received, without its check sequence: 1500 bytes of payload and a VLAN
 /// tag (IEEE 802.3 3.2.7, 802.1Q 9).
@@ -217,4 +218,51 @@ pub trait Nic {
 
     /// What went through so far.
     fn counters(&self) -> &Counters;
+}
+
+/// A card behind a pointer is a card.
+impl<P> Nic for P
+where
+    P: DerefMut,
+    P::Target: Nic,
+{
+    fn mac(&self) -> Mac {
+        self.deref().mac()
+    }
+
+    fn link(&self) -> Link {
+        self.deref().link()
+    }
+
+    fn receive(&mut self, into: &mut [u8; BUFFER_BYTES]) -> Received {
+        self.deref_mut().receive(into)
+    }
+
+    fn transmit(&mut self, frame: &[u8]) -> Result<(), NotSent> {
+        self.deref_mut().transmit(frame)
+    }
+
+    fn flush(&mut self) {
+        self.deref_mut().flush();
+    }
+
+    fn check(&mut self, now: u64) -> Option<Event> {
+        self.deref_mut().check(now)
+    }
+
+    fn set_promiscuous(&mut self, on: bool) {
+        self.deref_mut().set_promiscuous(on);
+    }
+
+    fn mute(&mut self) {
+        self.deref_mut().mute();
+    }
+
+    fn stop(&mut self) {
+        self.deref_mut().stop();
+    }
+
+    fn counters(&self) -> &Counters {
+        self.deref().counters()
+    }
 }

@@ -7,6 +7,8 @@ mod descriptor;
 pub mod registers;
 mod start;
 
+pub use start::silence;
+
 use super::{
     BUFFER_BYTES, Counters, DESCRIPTORS, Event, FRAME_MAX, FRAME_MIN, FRAME_PADDED, Family,
     HUNG_NS, Half, Link, Mac, Nic, NotSent, Received, Registers, Ring, RingMemory, StartError,
@@ -373,7 +375,7 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
     fn stop(&mut self) {
         self.power = Power::Off;
         self.link = Link::Down;
-        self.switch_off();
+        silence(&self.registers);
     }
 
     fn counters(&self) -> &Counters {

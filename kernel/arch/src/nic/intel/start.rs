@@ -13,20 +13,22 @@ const STEP_US: u32 = 10;
 /// Longest wait for a word of the EEPROM: 50 µs are usual.
 const EEPROM_US: u32 = 2_000;
 
+/// Keeps a card, in whatever state, from sending, receiving and interrupting.
+pub fn silence<R: Registers>(card: &R) {
+    card.write(reg::IMC, ALL_ONES);
+    card.write(reg::RCTL, 0);
+    card.write(reg::TCTL, reg::TCTL_MUTE);
+}
+
 impl<R: Registers, M: RingMemory> Intel<R, M> {
     /// Resets the card and starts it; what it had not sent is lost. A card that cannot be started sends and receives
     /// nothing.
     pub(super) fn start(&mut self) -> Result<(), StartError> {
         let started = self.try_start();
         if started.is_err() {
-            self.switch_off();
+            silence(&self.registers);
         }
         started
-    }
-
-    pub(super) fn switch_off(&self) {
-        self.registers.write(reg::TCTL, reg::TCTL_MUTE);
-        self.registers.write(reg::RCTL, 0);
     }
 
     fn try_start(&mut self) -> Result<(), StartError> {
@@ -57,9 +59,7 @@ impl<R: Registers, M: RingMemory> Intel<R, M> {
         if card.read(reg::STATUS) == ALL_ONES {
             return Err(StartError::Absent);
         }
-        card.write(reg::IMC, ALL_ONES);
-        card.write(reg::RCTL, 0);
-        card.write(reg::TCTL, reg::TCTL_MUTE);
+        silence(card);
         let control = Control::from_bits_retain(card.read(reg::CTRL));
         if self.family != Family::E1000 {
             // 82574 4.2, 82576 5.2.3.3: a reset in the middle of a transfer can stop the bus.

@@ -136,6 +136,11 @@ fn every_error_names_line_and_key() {
         ("10.0.0.1/24", "224.0.0.1/24", "line 7: nic.ip: "),
         ("10.0.0.1/24", "127.0.0.1/8", "line 7: nic.ip: "),
         (
+            "ip = \"192.168.7.2/28\"\ngateway = \"192.168.7.1\"",
+            "ip = \"10.0.9.1/16\"",
+            "line 12: nic.ip: 10.0.9.1/16 is in the network of \"link\"",
+        ),
+        (
             "10.0.0.1/24",
             "192.168.0.1/16",
             "line 12: nic.ip: 192.168.7.2/28 is in the network of \"link\"",

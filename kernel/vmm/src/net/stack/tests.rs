@@ -311,6 +311,14 @@ fn a_dhcp_server_gives_and_takes_the_address() {
 }
 
 #[test]
+fn no_group_is_ever_the_hosts_address() {
+    let (mut a, _) = pair();
+    let ip = Ipv4Addr::new(224, 0, 0, 1);
+    a.set_address(Address { ip, prefix: 24 }, None);
+    assert_eq!(a.address(), None);
+}
+
+#[test]
 fn an_address_that_no_host_can_have_is_not_taken() {
     let mut client = Stack::new(MAC_A, &Addressing::Dhcp, 1500, 9, 0);
     for ip in [

@@ -120,8 +120,11 @@ fn addresses_behind_a_guest_are_learned_and_forgotten() {
     lab.send(TWO, mac(50), mac(TWO));
     assert_eq!(lab.arrived(), vec![ONE]);
     lab.now = AGE_NS;
+    lab.send(HOST, mac(50), mac(HOST));
+    assert_eq!(lab.arrived(), vec![OUTSIDE]);
     lab.send(OUTSIDE, mac(50), mac(FAR));
     assert_eq!(lab.arrived(), vec![]);
+    assert_eq!(lab.switch.learned(), 0);
     // It speaks again, elsewhere.
     lab.send(TWO, mac(FAR), mac(50));
     lab.send(HOST, mac(50), mac(HOST));
@@ -146,7 +149,7 @@ fn nobody_fills_the_table() {
     }
     assert_eq!(lab.switch.learned(), LEARNED_PER_PORT + 1);
     // The last ones are known, and the quiet neighbour too.
-    lab.send(OUTSIDE, mac(2999 + 5000), mac(FAR));
+    lab.send(OUTSIDE, mac(2999 + 5000 - LEARNED_PER_PORT + 1), mac(FAR));
     lab.send(OUTSIDE, mac(60), mac(FAR));
     assert_eq!(lab.arrived(), vec![ONE, TWO]);
     assert_eq!(lab.switch.learned.capacity(), room, "nothing is allocated");
