@@ -96,6 +96,19 @@ pub const BAD_STARTS: &[BadStart] = &[
         )),
     },
     BadStart {
+        name: "no-such-network-card",
+        on: QEMU,
+        expected: &[
+            "nic \"lan\"",
+            "no card with order = 0",
+            "this host has none",
+        ],
+        wrong: Wrong::Config(concat!(
+            "[node]\nname = \"a\"\n[[nic]]\nname = \"lan\"\nrole = \"service\"\norder = 0\ndhcp = true\n",
+            "[[vm]]\nname = \"x\"\nmemory_mib = 16\nkernel = \"hello.elf\"\nformat = \"multiboot\"\n"
+        )),
+    },
+    BadStart {
         name: "missing-guest-file",
         on: QEMU,
         expected: &["vm x", "nowhere.elf"],

@@ -62,7 +62,7 @@ fn start_card(function: &Function, model: &Model) -> Result<Card, StartError> {
         family => {
             let registers = Block::map(function)?;
             let memory = RingPages::allocate()?;
-            mute::register_word(registers.mute_address());
+            mute::register_word(registers.mute_address())?;
             // Firmware may have left it receiving into memory that is another's now.
             intel::silence(&registers);
             pci::enable_dma(function.address);

@@ -5,6 +5,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use arch::nic::StartError;
 use vmm::net::MAX_NICS;
 
 /// Cards found, used or not: more than can be configured.
@@ -15,26 +16,35 @@ static WORDS: [AtomicPtr<u32>; MAX_CARDS] = [const { AtomicPtr::new(ptr::null_mu
 /// Likewise of 8 bits.
 static BYTES: [AtomicPtr<u8>; MAX_CARDS] = [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CARDS];
 
-fn register<T>(table: &[AtomicPtr<T>], at: *mut T) {
+fn register<T>(table: &[AtomicPtr<T>], at: *mut T) -> Result<(), StartError> {
     let free = |entry: &&AtomicPtr<T>| {
         entry
             .compare_exchange(ptr::null_mut(), at, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
     };
-    assert!(
-        table.iter().find(free).is_some(),
-        "more than {MAX_CARDS} network cards"
-    );
+    // A card that could not be muted is not started.
+    match table.iter().find(free) {
+        Some(_) => Ok(()),
+        None => Err(StartError::Refused("is one too many")),
+    }
 }
 
 /// Notes a register of 32 bits. It is mapped for good, and writing 0 to it only mutes its card.
-pub fn register_word(at: *mut u32) {
-    register(&WORDS, at);
+///
+/// # Errors
+///
+/// There are too many cards.
+pub fn register_word(at: *mut u32) -> Result<(), StartError> {
+    register(&WORDS, at)
 }
 
 /// Notes a register of 8 bits; likewise.
-pub fn register_byte(at: *mut u8) {
-    register(&BYTES, at);
+///
+/// # Errors
+///
+/// There are too many cards.
+pub fn register_byte(at: *mut u8) -> Result<(), StartError> {
+    register(&BYTES, at)
 }
 
 /// Switches every transmitter off, for good. Works in any state of the host.

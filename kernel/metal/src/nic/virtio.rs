@@ -245,6 +245,8 @@ pub struct VirtioNic {
     outgoing: Buffers,
     link: Link,
     on: bool,
+    /// The card broke the protocol, which nobody was told of yet.
+    broken: bool,
     /// Frames sent, and since when there have been as many.
     stuck_since: Option<(u64, u64)>,
     /// Frames that the card has said to be sent.
@@ -261,7 +263,7 @@ pub fn start(function: &Function) -> Result<VirtioNic, StartError> {
     let extra = Extra::find(function).ok_or(StartError::Refused(
         "is older than virtio 1, or has no registers",
     ))?;
-    mute::register_byte(extra.status);
+    mute::register_byte(extra.status)?;
     extra.reset();
     pci::enable_dma(function.address);
     let at = DeviceFunction {
@@ -285,6 +287,7 @@ pub fn start(function: &Function) -> Result<VirtioNic, StartError> {
         incoming: Buffers::allocate().ok_or(none)?,
         outgoing: Buffers::allocate().ok_or(none)?,
         on: true,
+        broken: false,
         stuck_since: None,
         done: 0,
         counters: Counters::default(),
@@ -310,7 +313,12 @@ impl VirtioNic {
         }
     }
 
-    /// The card breaks the protocol, or is to be silent: it is reset, and that is the end of it.
+    /// The card has written what is not possible: it is reset, and that is the end of it.
+    fn on_broken(&mut self) {
+        self.broken = true;
+        self.switch_off();
+    }
+
     fn switch_off(&mut self) {
         self.on = false;
         self.link = Link::Down;
@@ -321,7 +329,7 @@ impl VirtioNic {
     fn reap(&mut self) {
         while let Some(token) = self.card.poll_transmit() {
             let Some(buffer) = self.outgoing.take_back(token) else {
-                self.switch_off();
+                self.on_broken();
                 return;
             };
             // SAFETY: `buffer` is the one that was given with this token; its length is not looked at again.
@@ -332,7 +340,7 @@ impl VirtioNic {
             self.outgoing.put_free(buffer);
             self.done += 1;
             if completed.is_err() {
-                self.switch_off();
+                self.on_broken();
                 return;
             }
         }
@@ -372,7 +380,7 @@ impl Nic for VirtioNic {
             return Received::Nothing;
         };
         let Some(buffer) = self.incoming.take_back(token) else {
-            self.switch_off();
+            self.on_broken();
             return Received::Nothing;
         };
         // SAFETY: `buffer` is the one that was given with this token, and the card is done with it.
@@ -439,11 +447,18 @@ impl Nic for VirtioNic {
     }
 
     fn check(&mut self, now: u64) -> Option<Event> {
+        if self.on {
+            self.reap();
+        }
+        if core::mem::take(&mut self.broken) {
+            return Some(Event::Gone(StartError::Refused(
+                "names buffers it does not have",
+            )));
+        }
         if !self.on {
             return None;
         }
-        self.reap();
-        if !self.on || self.extra.is_gone() {
+        if self.extra.is_gone() {
             self.switch_off();
             return Some(Event::Gone(StartError::Absent));
         }

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use arch::nic::{Counters, Event, HUNG_NS, Mac, Nic, NotSent, Received};
+use arch::nic::{Counters, Event, FRAME_PADDED, HUNG_NS, Mac, Nic, NotSent, Received};
 
 use super::QUEUE_FRAMES;
 use super::pool::Pool;
@@ -193,6 +193,15 @@ impl<N: Nic> Network<N> {
         true
     }
 
+    /// Tells the wire that a guest's address is here now, so that switches between do not go on sending to where it was:
+    /// a question for its own IP address (RFC 903), which nobody has to answer.
+    pub fn announce(&mut self, guest: GuestPort, now: u64) {
+        let switch = &self.segments[guest.segment].switch;
+        if let Side::Inside(mac) = switch.side(guest.port) {
+            self.guest_transmit(guest, &announcement(mac), now);
+        }
+    }
+
     /// Moves frames between cards, switches and stacks at host time `now`, in nanoseconds: at most `budget` frames
     /// each way for each card. `news` is told with the card's name.
     pub fn poll(&mut self, now: u64, budget: usize, mut news: impl FnMut(&str, News)) -> Polled {
@@ -233,6 +242,26 @@ impl<N: Nic> Network<N> {
             segment.nic.mute();
         }
     }
+}
+
+/// A reverse request of Ethernet address `mac` for its own IPv4 address.
+fn announcement(mac: Mac) -> [u8; FRAME_PADDED] {
+    const RARP: [u8; 2] = [0x80, 0x35];
+    /// Ethernet and IPv4, with the lengths of their addresses, and "request reverse".
+    const REQUEST: [u8; 8] = [0, 1, 8, 0, 6, 4, 0, 3];
+    let mut frame = [0; FRAME_PADDED];
+    for (at, part) in [
+        (0, &Mac::BROADCAST.0[..]),
+        (6, &mac.0),
+        (12, &RARP),
+        (14, &REQUEST),
+        // Sender and target; their IP addresses are not known.
+        (22, &mac.0),
+        (32, &mac.0),
+    ] {
+        frame[at..at + part.len()].copy_from_slice(part);
+    }
+    frame
 }
 
 impl<N: Nic> Segment<N> {

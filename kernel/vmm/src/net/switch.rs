@@ -113,6 +113,12 @@ impl Switch {
         }
     }
 
+    /// What is behind a port.
+    #[must_use]
+    pub fn side(&self, at: PortId) -> Side {
+        self.ports[at.0].side
+    }
+
     /// What went through a port.
     #[must_use]
     pub fn counters(&self, at: PortId) -> &PortCounters {

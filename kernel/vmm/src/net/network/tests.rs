@@ -254,6 +254,30 @@ fn a_guest_that_is_switched_off_is_not_there() {
 }
 
 #[test]
+fn a_guest_that_comes_is_announced() {
+    let (mut network, card) = lab();
+    let guest = network.connect("lan", GUEST).expect("a port");
+    network.announce(guest, 0);
+    network.poll(0, 64, quiet);
+    let sent = card.0.borrow().sent.clone();
+    assert_eq!(sent.len(), 1);
+    assert_eq!(
+        sent[0][..14],
+        [&Mac::BROADCAST.0[..], &GUEST.0, &[0x80, 0x35]].concat()
+    );
+    assert_eq!(
+        (&sent[0][20..28], &sent[0][32..38]),
+        (&[&[0, 3][..], &GUEST.0].concat()[..], &GUEST.0[..])
+    );
+    assert_eq!(sent[0].len(), 60);
+    // A guest that is switched off is not there.
+    network.set_guest_active(guest, false);
+    network.announce(guest, 0);
+    network.poll(0, 64, quiet);
+    assert_eq!(card.0.borrow().sent.len(), 1);
+}
+
+#[test]
 fn cards_are_looked_after_now_and_then() {
     let (mut network, card) = lab();
     let mut heard = vec![];
