@@ -15,6 +15,9 @@ use crate::record::Produced;
 /// Bytes of the log that are held ahead of the execution.
 const BUFFER_BYTES: usize = 1 << 20;
 
+/// Answers between two placed entries. A recorder makes a check after 64; one instruction can ask for thousands.
+const MAX_ANSWERS: usize = 1 << 16;
+
 /// In what an execution differs from the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Difference {
@@ -313,6 +316,9 @@ impl Replayer {
                 Ok((entry, length)) => {
                     self.bytes.drain(..length);
                     match entry {
+                        Entry::Answer(_) if self.answers.len() >= MAX_ANSWERS => {
+                            self.damaged = Some(DecodeError::NoPoint);
+                        }
                         Entry::Answer(answer) => self.answers.push_back(answer),
                         Entry::Placed(point, what) => self.next = Some((point, what)),
                     }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod log;
 mod virtio;
 
 use ftlink::arbiter::datagram::{
@@ -19,6 +20,7 @@ use ftlink::ids::{BootId, Duration, Generation, Instant, LogPos, NodeId, PairId,
 use ftlink::stream::{Arrival, Receiver};
 use ftlink::wire::messages::{Data, GreetingRepr, HeartbeatRepr, ReportRepr};
 use ftlink::wire::{HEADER_BYTES, HeaderRepr, MAX_DATAGRAM_BYTES};
+pub use log::log;
 pub use virtio::virtio;
 use zerocopy::IntoBytes;
 
@@ -26,12 +28,13 @@ use zerocopy::IntoBytes;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("wire", wire),
     ("handshake", handshake),
     ("reassembly", reassembly),
     ("witness", witness),
     ("virtio", virtio),
+    ("log", log),
 ];
 
 const PAIR: PairId = PairId(0x1234);

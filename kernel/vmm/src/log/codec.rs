@@ -63,6 +63,8 @@ pub enum DecodeError {
     Number,
     /// More bytes than [`MAX_DATA`].
     TooLong(u64),
+    /// More answers than any guest asks for between two points.
+    NoPoint,
 }
 
 impl fmt::Display for DecodeError {
@@ -71,6 +73,7 @@ impl fmt::Display for DecodeError {
             Self::Incomplete => f.write_str("it ends inside of an entry"),
             Self::Unknown(what) => write!(f, "there is no entry of kind {what:#x}"),
             Self::Number => f.write_str("a number is malformed"),
+            Self::NoPoint => f.write_str("answers without end"),
             Self::TooLong(bytes) => write!(f, "an entry of {bytes} bytes (most: {MAX_DATA})"),
         }
     }
