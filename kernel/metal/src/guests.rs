@@ -11,8 +11,8 @@ use chacha20::rand_core::{Rng, SeedableRng};
 use devices::acpi_pm::TimerWidth;
 use devices::chipset;
 use vmm::board::Kind;
-use vmm::config::{Config, Console, Cpu, Guest, Image, Log};
-use vmm::cpu::Vcpu;
+use vmm::config::{Config, Console, Cpu, Guest, Image, Log, Points};
+use vmm::cpu::{CounterKind, Vcpu};
 use vmm::host::Host;
 use vmm::load::{self, GuestFiles, load};
 use vmm::log::header::Header;
@@ -283,6 +283,16 @@ impl<B: Backend> Room<'_, B> {
             Header::of(guest, &profile, vcpu.counter(), &memory, &state)
                 .map_err(|_| "its memory cannot be read".to_string())
         };
+        if !matches!(kept, Kept::Nothing)
+            && guest.points == Points::Exact
+            && vcpu.counter() == CounterKind::ExitOrdinal
+        {
+            return Err(
+                "vm.points: no instruction counter is proven here, and a guest with a log needs one \
+                 (\"exits\" does without)"
+                    .into(),
+            );
+        }
         let mut sink = Sink::None;
         let mut cursor = Cursor::default();
         let mode = match &kept {

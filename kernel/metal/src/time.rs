@@ -16,8 +16,6 @@ use crate::{apic, x86};
 
 /// TSC at the kernel's entry.
 static START: AtomicU64 = AtomicU64::new(0);
-/// TSC ticks per second; 0 until calibrated.
-static FREQUENCY: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds per TSC tick, times 2³²; 0 until calibrated. A multiplication is cheap enough for every exit.
 static NANOSECONDS_PER_TICK: AtomicU64 = AtomicU64::new(0);
 
@@ -36,11 +34,6 @@ const POLL_LIMIT: u32 = 2_000_000;
 /// Notes the kernel's entry.
 pub fn start() {
     START.store(x86::rdtsc(), Ordering::Relaxed);
-}
-
-/// TSC ticks per second, 0 until calibrated.
-pub fn tsc_frequency() -> u64 {
-    FREQUENCY.load(Ordering::Relaxed)
 }
 
 /// Nanoseconds since the kernel's entry; 0 until the TSC is calibrated.
@@ -251,7 +244,6 @@ pub fn calibrate(platform: &Platform) -> Result<Calibration, NoReference> {
     }
     apic::timer_mask(false);
     let calibration = best?;
-    FREQUENCY.store(calibration.tsc_hz, Ordering::Relaxed);
     NANOSECONDS_PER_TICK.store(
         (1_000_000_000 << 32) / calibration.tsc_hz,
         Ordering::Relaxed,

@@ -132,6 +132,17 @@ pub enum Cpu {
     Best,
 }
 
+/// Where what comes by itself may enter a guest with a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Points {
+    /// At any instruction: a host without a proven counter does not start the guest.
+    #[default]
+    Exact,
+    /// On such a host only at its deterministic exits: a guest that computes for a while has to wait for its interrupts.
+    Exits,
+}
+
 /// Whether a guest's log is kept or followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Log {
@@ -173,6 +184,8 @@ pub struct Guest {
     pub limits: Limits,
     /// Whether its log is kept or followed.
     pub log: Log,
+    /// Where its log's entries may be placed.
+    pub points: Points,
     /// Its network cards.
     pub nics: Vec<net::GuestNic>,
 }
@@ -314,6 +327,8 @@ struct VmTable {
     record: Option<Spanned<Record>>,
     replay: Option<Spanned<String>>,
     stop_at: Option<Spanned<String>>,
+    #[serde(default)]
+    points: Points,
     #[serde(default)]
     nic: Vec<net::GuestNicTable>,
 }
@@ -502,6 +517,7 @@ fn guest(check: &Checker<'_>, table: &VmTable) -> Result<Guest, ConfigError> {
         console: console(check, table)?,
         limits,
         log: log_of(check, table)?,
+        points: table.points,
         nics: Vec::new(),
     })
 }

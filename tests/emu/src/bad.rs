@@ -127,6 +127,15 @@ pub const BAD_STARTS: &[BadStart] = &[
         )),
     },
     BadStart {
+        name: "log-without-a-counter",
+        on: BOTH,
+        expected: &["vm.points", "no instruction counter"],
+        wrong: Wrong::Config(concat!(
+            "[node]\nname = \"a\"\n[test]\ncounter_skew = 1\nreplays = 1\n[[vm]]\nname = \"x\"\nmemory_mib = 16\n",
+            "kernel = \"hello.elf\"\nformat = \"multiboot\"\n"
+        )),
+    },
+    BadStart {
         name: "no-virtualization",
         on: BOTH,
         expected: &["neither VT-x nor SVM"],
@@ -173,6 +182,7 @@ impl BadStart {
             firmware: Firmware::Bios,
             memory_mib: 256,
             processor: Processor::Full,
+            typist: None,
         };
         match self.wrong {
             Wrong::Config(_) => {}

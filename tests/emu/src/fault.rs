@@ -64,6 +64,7 @@ impl Fault {
             firmware: Firmware::Bios,
             memory_mib: 128,
             processor: Processor::Full,
+            typist: None,
         };
         let name = format!("{platform}-fault-{}", self.name);
         let container = payload.container()?;

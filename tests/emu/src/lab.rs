@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use xtask::artifacts::Artifacts;
-use xtask::emulator::{Machine, batch};
+use xtask::emulator::Machine;
+use xtask::emulator::batch::{self, Typist};
 use xtask::guests::{self, Guests};
 use xtask::workspace;
 
@@ -69,10 +70,16 @@ impl Lab {
     /// # Errors
     ///
     /// The emulator cannot be started.
-    pub fn run(&self, name: &str, machine: &Machine) -> Result<batch::Outcome> {
+    pub fn run(
+        &self,
+        name: &str,
+        machine: &Machine,
+        typist: Option<Typist>,
+    ) -> Result<batch::Outcome> {
         let place = Place::take(machine.memory_mib);
         let log = self.directory.join(format!("{name}.log"));
-        let outcome = batch::run(machine, &log, TIMEOUT).context("running the emulator")?;
+        let outcome =
+            batch::run_typing(machine, &log, TIMEOUT, typist).context("running the emulator")?;
         drop(place);
         Ok(outcome)
     }

@@ -1,8 +1,11 @@
 //! An unmodified Debian kernel: it works, starts again, and switches its machine off; and replayed it does the same.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use boot::{Firmware, Payload};
 use xtask::artifacts::seed;
+use xtask::emulator::batch::Typist;
 use xtask::emulator::{End, PANIC, Platform, Processor};
 use xtask::linux::Linux;
 use xtask::{config, debian, serial};
@@ -19,6 +22,7 @@ const HOST_MEMORY_MIB: u32 = 256;
 /// first.
 const SCRIPT: &str = r#"
 if [ $(date +%Y) = 2031 ]; then echo started again; exit 7; fi;
+stty -echo; echo quiet;
 s=$(cut -d. -f1 /proc/uptime); sleep 5; e=$(cut -d. -f1 /proc/uptime); echo slept $((e-s));
 n=0; for i in $(seq 20); do n=$((n+$(echo $i))); done; echo sum $n;
 echo hash $(dd if=/dev/zero bs=64k count=8 2>/dev/null | sha256sum);
@@ -33,6 +37,14 @@ date -s 2031-05-06 >/dev/null; hwclock -w -u; reboot -f; sleep 99
 
 /// It is recorded and then replayed by the same host, both cut at random.
 const REPLAYED: &str = "\n[test]\nreplays = 1\nslices = 11\n";
+
+/// Somebody types while it sleeps and works, which it does not show.
+const TYPIST: Typist = Typist {
+    behind: "quiet",
+    text: b"typed",
+    times: 100,
+    pause: Duration::from_millis(30),
+};
 
 /// What follows its kernel's complaints.
 const NO_COMPLAINTS: &str = "no more complaints";
@@ -89,6 +101,7 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
         firmware,
         memory_mib: HOST_MEMORY_MIB + MEMORY_MIB,
         processor: Processor::Full,
+        typist: Some(TYPIST),
     };
     let name = format!("{platform}{uefi}-linux");
     let outcome = start(lab, &lab.artifacts, &name, specimen, &payload.container()?)?;

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use anyhow::{Result, anyhow, bail, ensure};
 use boot::{Firmware, Payload};
 use xtask::artifacts::{Artifacts, seed};
+use xtask::emulator::batch::Typist;
 use xtask::emulator::{End, LAST_LINE, Machine, PANIC, Platform, Processor, batch};
 use xtask::guests::{self, Expect, Guest};
 use xtask::{config, serial};
@@ -138,6 +139,7 @@ impl HostRun {
             firmware: self.firmware,
             memory_mib: HOST_MEMORY_MIB + guests,
             processor: Processor::Full,
+            typist: None,
         }
     }
 }
@@ -153,6 +155,8 @@ pub struct Specimen {
     pub memory_mib: u32,
     /// What its processor offers.
     pub processor: Processor,
+    /// Who sits at its serial port.
+    pub typist: Option<Typist>,
 }
 
 /// Makes a disk with these bytes as container, and runs it to its end.
@@ -176,7 +180,7 @@ pub fn start(
         memory_mib: specimen.memory_mib,
         processor: specimen.processor,
     };
-    let outcome = lab.run(name, &machine)?;
+    let outcome = lab.run(name, &machine, specimen.typist)?;
     if matches!(outcome.end, End::Success | End::Failure) {
         std::fs::remove_file(&machine.disk)?;
     }

@@ -24,17 +24,46 @@ pub struct Outcome {
     pub log: PathBuf,
 }
 
+/// Somebody at the keyboard.
+#[derive(Clone, Copy, Debug)]
+pub struct Typist {
+    /// He begins when the machine has said this.
+    pub behind: &'static str,
+    /// What he types each time.
+    pub text: &'static [u8],
+    /// How often.
+    pub times: u32,
+    /// After which he rests.
+    pub pause: Duration,
+}
+
 /// Starts `machine`, waits for its end and returns what it said; `log` receives it as it comes.
 ///
 /// # Errors
 ///
 /// The emulator cannot be started. That it is ended after `timeout` is no error but an [`End`].
 pub fn run(machine: &Machine, log: &Path, timeout: Duration) -> Result<Outcome> {
+    run_typing(machine, log, timeout, None)
+}
+
+/// The same with somebody at the keyboard.
+///
+/// # Errors
+///
+/// The emulator cannot be started.
+pub fn run_typing(
+    machine: &Machine,
+    log: &Path,
+    timeout: Duration,
+    typist: Option<Typist>,
+) -> Result<Outcome> {
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let directory = tempfile::tempdir().context("temporary directory")?;
     let (status, serial) = match machine.platform {
-        Platform::Qemu | Platform::Kvm => run_qemu(machine, file, directory.path(), timeout)?,
-        Platform::Bochs => run_bochs(machine, file, directory.path(), timeout)?,
+        Platform::Qemu | Platform::Kvm => {
+            run_qemu(machine, file, directory.path(), timeout, typist)?
+        }
+        Platform::Bochs => run_bochs(machine, file, directory.path(), timeout, typist)?,
     };
     let end = match status {
         Some(status) => End::of(machine.platform, status, &serial),
@@ -52,18 +81,21 @@ fn run_qemu(
     file: File,
     directory: &Path,
     timeout: Duration,
+    typist: Option<Typist>,
 ) -> Result<(Option<ExitStatus>, String)> {
     qemu::prepare(machine, directory)?;
     let complaints = File::create(directory.join("stderr"))?;
     let mut child = command(qemu::PROGRAM)
         .args(qemu::arguments(machine, qemu::Serial::Pipe, directory))
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(complaints)
         .spawn()
         .with_context(|| format!("cannot start {}", qemu::PROGRAM))?;
     let output = child.stdout.take().context("output of the emulator")?;
-    let serial = std::thread::spawn(move || record(output, file));
+    let keyboard = child.stdin.take().context("input of the emulator")?;
+    let keyboard = Keyboard::new(typist, keyboard);
+    let serial = std::thread::spawn(move || record(output, file, keyboard));
     let status = wait(&mut child, timeout)?;
     let mut serial = join(serial)?;
     serial.push_str(&std::fs::read_to_string(directory.join("stderr")).unwrap_or_default());
@@ -75,11 +107,15 @@ fn run_bochs(
     file: File,
     directory: &Path,
     timeout: Duration,
+    typist: Option<Typist>,
 ) -> Result<(Option<ExitStatus>, String)> {
     let bochs::Bochs { mut child, serial } = bochs::start(machine, directory)?;
     let ended = serial.ended();
     let serial = std::thread::spawn(move || match serial.accept()? {
-        Some(stream) => record(stream, file),
+        Some(stream) => {
+            let keyboard = Keyboard::new(typist, stream.try_clone()?);
+            record(stream, file, keyboard)
+        }
         None => Ok(String::new()),
     });
     let status = wait(&mut child, timeout)?;
@@ -102,8 +138,43 @@ fn wait(child: &mut Child, timeout: Duration) -> Result<Option<ExitStatus>> {
     Ok(status)
 }
 
+/// What a typist sits at.
+struct Keyboard {
+    typist: Typist,
+    to: Box<dyn Write + Send>,
+}
+
+impl Keyboard {
+    fn new(typist: Option<Typist>, to: impl Write + Send + 'static) -> Option<Self> {
+        let to = Box::new(to);
+        typist.map(|typist| Self { typist, to })
+    }
+
+    /// Whether the machine has just said, with its last `count` bytes, what the typist waits for.
+    fn is_waited_for(&self, said: &[u8], count: usize) -> bool {
+        let behind = self.typist.behind.as_bytes();
+        let from = said.len().saturating_sub(count + behind.len());
+        said.get(from..)
+            .unwrap_or_default()
+            .windows(behind.len())
+            .any(|words| words == behind)
+    }
+
+    /// Types until he is done or the machine is gone.
+    fn begin(mut self) {
+        std::thread::spawn(move || {
+            for _ in 0..self.typist.times {
+                if self.to.write_all(self.typist.text).is_err() || self.to.flush().is_err() {
+                    break;
+                }
+                std::thread::sleep(self.typist.pause);
+            }
+        });
+    }
+}
+
 /// Copies to the log as it comes; what is not UTF-8 is replaced.
-fn record(mut from: impl Read, mut log: File) -> Result<String> {
+fn record(mut from: impl Read, mut log: File, mut keyboard: Option<Keyboard>) -> Result<String> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -114,6 +185,9 @@ fn record(mut from: impl Read, mut log: File) -> Result<String> {
         }
         log.write_all(&buffer[..count])?;
         bytes.extend_from_slice(&buffer[..count]);
+        if let Some(keyboard) = keyboard.take_if(|k| k.is_waited_for(&bytes, count)) {
+            keyboard.begin();
+        }
     }
 }
 

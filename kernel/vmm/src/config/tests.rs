@@ -213,3 +213,15 @@ fn contradictory_logs_are_refused() {
     let error = error(&with_log(second));
     assert!(error.contains("line 14: vm.record"), "{error}");
 }
+
+#[test]
+fn points_are_exact_unless_said_otherwise() {
+    let points = |line: &str| {
+        let text = with("memory_mib = 16", &["memory_mib = 16\n", line].concat());
+        Config::parse(&text).map(|config| config.guests[0].points)
+    };
+    assert_eq!(points(""), Ok(Points::Exact));
+    assert_eq!(points("points = \"exact\""), Ok(Points::Exact));
+    assert_eq!(points("points = \"exits\""), Ok(Points::Exits));
+    assert!(points("points = \"near\"").is_err());
+}
