@@ -18,8 +18,15 @@ use devices::virtio::net::Net;
 use crate::cpu::{Icount, Window};
 use crate::emulate::Bus;
 use crate::host::Host;
+use crate::log::MAX_DATA;
 use crate::memory::GuestMemory;
 use crate::nondet::Door;
+
+/// No card has frames that an entry of the log cannot carry.
+const _: () = {
+    use virtio::net::spec::{ETHERNET_BYTES, MAX_MTU, VLAN_BYTES};
+    assert!(MAX_MTU as usize + (ETHERNET_BYTES + VLAN_BYTES) as usize <= MAX_DATA);
+};
 
 /// Accesses to nothing that are noted in the log; all are counted.
 const NOTED_UNCLAIMED: u64 = 8;

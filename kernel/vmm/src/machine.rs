@@ -14,7 +14,7 @@ use crate::config::Limits;
 use crate::cpu::{Icount, Vcpu};
 use crate::decoded::DecodeCache;
 use crate::exits::debug::has_port_breakpoint;
-use crate::log::{MAX_DATA, Point};
+use crate::log::Point;
 use crate::nondet::Door;
 use crate::place::Place;
 use crate::profile::Profile;
@@ -303,8 +303,7 @@ impl<V: Vcpu> Machine<V> {
     /// A frame has come for its network card `nic`: it enters at the next point, unless the card would drop it anyway. A
     /// machine that has stopped or follows a log takes none. False: too much waits already.
     pub fn receive_frame(&mut self, nic: u8, frame: &[u8]) -> bool {
-        let wanted = frame.len() <= MAX_DATA && self.board.wants_frame(nic, frame);
-        if self.stop.is_some() || !wanted {
+        if self.stop.is_some() || !self.board.wants_frame(nic, frame) {
             self.door.ignore();
             return true;
         }

@@ -1,8 +1,7 @@
 //! What a guest has put out and may not leave yet.
 //!
 //! An output may depend on everything that entered the guest before it. It is pushed with the position that the log had
-//! reached then, and leaves when the log is known to be held elsewhere up to there. Positions only grow, so outputs
-//! leave in the order in which they were produced.
+//! reached then, and leaves when the log is known to be held elsewhere up to there, and not before the one in front of it.
 //!
 //! The queue has fixed limits. What finds no room is dropped and counted, as a full network drops: no guest sees it.
 
@@ -52,13 +51,6 @@ struct Record {
     destination: Destination,
     first: usize,
     length: usize,
-}
-
-impl Record {
-    /// Where the next one can begin. An empty line takes a byte, so that no two begin at the same.
-    fn end(&self) -> usize {
-        self.first + self.length.max(1)
-    }
 }
 
 /// Outputs that wait for the log.
@@ -183,17 +175,13 @@ impl OutputQueue {
 
     fn append(&mut self, position: u64, output: Output<'_>) -> bool {
         let length = output.bytes.len();
+        // An empty line takes a byte of room: no two outputs that begin at 0 are in it at once.
         let Some(first) = self.room_for(length.max(1)) else {
             return false;
         };
         if self.records.len() >= self.outputs {
             return false;
         }
-        // Positions do not go back; one that did would hold back those behind it, never let one leave early.
-        let position = self
-            .records
-            .back()
-            .map_or(position, |last| last.position.max(position));
         self.records.push_back(Record {
             position,
             destination: output.destination,
@@ -209,7 +197,7 @@ impl OutputQueue {
         let (Some(oldest), Some(last)) = (self.records.front(), self.records.back()) else {
             return (length <= self.bytes.len()).then_some(0);
         };
-        let end = last.end();
+        let end = last.first + last.length;
         if oldest.first <= last.first {
             if length <= self.bytes.len() - end {
                 return Some(end);

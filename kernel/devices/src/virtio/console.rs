@@ -184,35 +184,31 @@ impl Console {
         memory: &mut impl Memory,
         out: &mut Sink<'_>,
     ) -> Result<(), Fault> {
-        let Some(queue) = transport.queue(spec::TRANSMIT) else {
-            return Ok(());
-        };
-        for _ in 0..queue.available(memory)? {
-            queue.take(memory, &mut self.chain)?;
-            self.say(memory, out)?;
-            queue.use_up(memory, &self.chain, 0)?;
-        }
-        queue.ask_for_kicks(memory, true)?;
-        if queue.publish(memory)? {
-            transport.raise(spec::TRANSMIT);
-        }
-        Ok(())
+        transport.drain(spec::TRANSMIT, memory, |memory, chain| {
+            self.say(memory, chain, out)?;
+            Ok(0)
+        })
     }
 
     /// Puts out what is in the chain.
-    fn say(&mut self, memory: &impl Memory, out: &mut Sink<'_>) -> Result<(), Fault> {
-        if self.chain.writable() != 0 {
+    fn say(
+        &mut self,
+        memory: &impl Memory,
+        chain: &Chain,
+        out: &mut Sink<'_>,
+    ) -> Result<(), Fault> {
+        if chain.writable() != 0 {
             return Err(Fault::Direction);
         }
-        let end = self.chain.readable().min(spec::CHAIN_BYTES);
+        let end = chain.readable().min(spec::CHAIN_BYTES);
         for at in (0..end).step_by(spec::PIECE_BYTES) {
             let bytes = (end - at).min(spec::PIECE_BYTES as u32);
             let piece = self.piece.get_mut(..bytes as usize).unwrap_or_default();
-            self.chain.read(memory, at, piece)?;
+            chain.read(memory, at, piece)?;
             out(Output::Console(piece));
         }
         self.said = self.said.wrapping_add(end.into());
-        let rest = self.chain.readable() - end;
+        let rest = chain.readable() - end;
         self.dropped = self.dropped.wrapping_add(rest.into());
         Ok(())
     }

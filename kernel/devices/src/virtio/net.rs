@@ -283,40 +283,32 @@ impl Net {
         out: &mut Sink<'_>,
     ) -> Result<(), Fault> {
         let checksums = transport.has(feature::CSUM);
-        let Some(queue) = transport.queue(spec::TRANSMIT) else {
-            return Ok(());
-        };
-        for _ in 0..queue.available(memory)? {
-            queue.take(memory, &mut self.chain)?;
-            self.send(memory, checksums, out)?;
-            queue.use_up(memory, &self.chain, 0)?;
-        }
-        queue.ask_for_kicks(memory, true)?;
-        if queue.publish(memory)? {
-            transport.raise(spec::TRANSMIT);
-        }
-        Ok(())
+        transport.drain(spec::TRANSMIT, memory, |memory, chain| {
+            self.send(memory, chain, checksums, out)?;
+            Ok(0)
+        })
     }
 
     /// Hands out the frame in the chain, if it is one.
     fn send(
         &mut self,
         memory: &impl Memory,
+        chain: &Chain,
         checksums: bool,
         out: &mut Sink<'_>,
     ) -> Result<(), Fault> {
-        if self.chain.writable() != 0 {
+        if chain.writable() != 0 {
             return Err(Fault::Direction);
         }
         let mut header = [0; spec::HEADER_BYTES as usize];
-        self.chain.read(memory, 0, &mut header)?;
-        let bytes = self.chain.readable() - spec::HEADER_BYTES;
+        chain.read(memory, 0, &mut header)?;
+        let bytes = chain.readable() - spec::HEADER_BYTES;
         if !self.is_frame(bytes) {
             count(&mut self.counters.transmit_refused);
             return Ok(());
         }
         let frame = self.frame.get_mut(..bytes as usize).ok_or(Fault::Short)?;
-        self.chain.read(memory, spec::HEADER_BYTES, frame)?;
+        chain.read(memory, spec::HEADER_BYTES, frame)?;
         if !complete(&header, frame, checksums) {
             count(&mut self.counters.transmit_refused);
         } else if !self.link_up {
@@ -431,32 +423,24 @@ impl Net {
     fn obey(&mut self, transport: &mut Transport, memory: &mut impl Memory) -> Result<(), Fault> {
         let filters = transport.has(feature::CTRL_RX);
         let addresses = transport.has(feature::CTRL_MAC_ADDR);
-        let Some(queue) = transport.queue(spec::CONTROL) else {
-            return Ok(());
-        };
-        for _ in 0..queue.available(memory)? {
-            queue.take(memory, &mut self.chain)?;
-            let done = self.command(memory, filters, addresses)?;
+        transport.drain(spec::CONTROL, memory, |memory, chain| {
+            let done = self.command(memory, chain, filters, addresses)?;
             count(if done {
                 &mut self.counters.commands
             } else {
                 &mut self.counters.commands_refused
             });
             let answer = spec::ACK[usize::from(!done)];
-            self.chain.write(memory, 0, &[answer])?;
-            queue.use_up(memory, &self.chain, 1)?;
-        }
-        queue.ask_for_kicks(memory, true)?;
-        if queue.publish(memory)? {
-            transport.raise(spec::CONTROL);
-        }
-        Ok(())
+            chain.write(memory, 0, &[answer])?;
+            Ok(1)
+        })
     }
 
     /// Carries out the command in the chain. False: it is none, or not allowed.
     fn command(
         &mut self,
         memory: &impl Memory,
+        chain: &Chain,
         filters: bool,
         addresses: bool,
     ) -> Result<bool, Fault> {
@@ -466,12 +450,12 @@ impl Net {
         const TABLES: u8 = spec::MAC_COMMANDS[0];
         const ADDRESS: u8 = spec::MAC_COMMANDS[1];
         let mut words = [0; HEADER as usize];
-        self.chain.read(memory, 0, &mut words)?;
-        let data = self.chain.readable() - HEADER;
+        chain.read(memory, 0, &mut words)?;
+        let data = chain.readable() - HEADER;
         match words {
             [spec::CLASS_RX, command @ (PROMISCUOUS | ALL_GROUPS)] if filters && data >= 1 => {
                 let mut on = [0];
-                self.chain.read(memory, HEADER, &mut on)?;
+                chain.read(memory, HEADER, &mut on)?;
                 let on = on != [0];
                 if command == PROMISCUOUS {
                     self.filter.promiscuous = on;
@@ -480,10 +464,10 @@ impl Net {
                 }
                 Ok(true)
             }
-            [spec::CLASS_MAC, TABLES] if filters => self.filter.load(memory, &self.chain, HEADER),
+            [spec::CLASS_MAC, TABLES] if filters => self.filter.load(memory, chain, HEADER),
             [spec::CLASS_MAC, ADDRESS] if addresses && data >= 6 => {
                 let mut mac = Mac([0; 6]);
-                self.chain.read(memory, HEADER, &mut mac.0)?;
+                chain.read(memory, HEADER, &mut mac.0)?;
                 let allowed = !mac.is_group();
                 if allowed {
                     self.mac = mac;

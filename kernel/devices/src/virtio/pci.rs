@@ -6,7 +6,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::queue::{self, Fault, Queue};
+use super::Memory;
+use super::queue::{self, Chain, Fault, Queue};
 use crate::pci::{BarKind, Function, Identity};
 
 /// Facts of the transport, and this machine's choice of where things are.
@@ -159,6 +160,8 @@ pub struct Transport {
     generation: u8,
     queue_select: u16,
     queues: Vec<Queue>,
+    /// Place for a chain, so that nothing has to be allocated.
+    chain: Chain,
     /// Message of each queue, and of the configuration.
     queue_vectors: Vec<u16>,
     config_vector: u16,
@@ -208,6 +211,7 @@ impl Transport {
             generation: 0,
             queue_select: 0,
             queues: vec![Queue::default(); queues],
+            chain: Chain::default(),
             queue_vectors: vec![spec::NO_VECTOR; queues],
             config_vector: spec::NO_VECTOR,
             isr: 0,
@@ -249,6 +253,35 @@ impl Transport {
         let running = self.is_running();
         let queue = self.queues.get_mut(usize::from(number))?;
         (running && queue.is_enabled()).then_some(queue)
+    }
+
+    /// Takes all chains that are available in queue `number` and lets `each` do with one what the device does, and say how
+    /// many bytes it has written to it. The driver is told when all are used up.
+    ///
+    /// # Errors
+    ///
+    /// The queue is malformed, or what `each` finds.
+    pub fn drain<M: Memory>(
+        &mut self,
+        number: u16,
+        memory: &mut M,
+        mut each: impl FnMut(&mut M, &Chain) -> Result<u32, Fault>,
+    ) -> Result<(), Fault> {
+        let running = self.is_running();
+        let queue = self.queues.get_mut(usize::from(number));
+        let Some(queue) = queue.filter(|queue| running && queue.is_enabled()) else {
+            return Ok(());
+        };
+        for _ in 0..queue.available(memory)? {
+            queue.take(memory, &mut self.chain)?;
+            let written = each(memory, &self.chain)?;
+            queue.use_up(memory, &self.chain, written)?;
+        }
+        queue.ask_for_kicks(memory, true)?;
+        if queue.publish(memory)? {
+            self.raise(number);
+        }
+        Ok(())
     }
 
     const fn is_running(&self) -> bool {

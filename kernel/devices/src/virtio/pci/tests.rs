@@ -120,8 +120,8 @@ fn queues_are_set_up_and_reset() {
     driver.write(common::QUEUE_SELECT, 2, 1);
     driver.write(common::QUEUE_SIZE, 2, 64);
     driver.write(common::QUEUE_AREAS, 8, 0x1_2345_6780);
-    driver.write(common::QUEUE_AREAS + 8, 4, 0xffff_0000_2000);
     driver.write(common::QUEUE_AREAS + 12, 4, 1);
+    driver.write(common::QUEUE_AREAS + 8, 4, 0xffff_0000_2000);
     // Accesses that no driver makes.
     driver.write(common::QUEUE_AREAS + 12, 8, u64::MAX);
     driver.write(common::QUEUE_AREAS + 2, 4, u64::MAX);
