@@ -24,6 +24,7 @@ use vmm::replay::Progress;
 use vmm::report::{Dump, Exits};
 
 use crate::archive::Archive;
+use crate::cards::{self, Cards};
 use crate::entropy::Entropy;
 use crate::guest_ram::GuestRam;
 use crate::logs::{self, Cursor, LogPartition, Sink};
@@ -46,6 +47,7 @@ impl GuestFiles for Archive {
 /// What guests ask of this host.
 struct BareMetal {
     random: Option<ChaCha20Rng>,
+    cards: Cards,
 }
 
 impl Host for BareMetal {
@@ -76,6 +78,10 @@ impl Host for BareMetal {
     fn console_line(&mut self, guest: &str, line: &[u8]) {
         logger::plain(format_args!("{guest}| {}", Printable(line)));
     }
+
+    fn transmit(&mut self, guest: &str, nic: u8, frame: &[u8]) {
+        self.cards.transmit(guest, nic, frame);
+    }
 }
 
 /// Bytes of a guest as text: what is not ASCII is shown as `?`.
@@ -91,7 +97,10 @@ impl fmt::Display for Printable<'_> {
 /// Runs all guests until each has stopped. Success means that all ended as they wanted.
 pub fn run(config: &Config, archive: Archive, entropy: Option<Entropy>) -> Outcome {
     let random = entropy.map(|entropy| ChaCha20Rng::from_seed(entropy.0));
-    let host = BareMetal { random };
+    let host = BareMetal {
+        random,
+        cards: Cards::default(),
+    };
     match Vendor::enable() {
         Ok(Vendor::Vmx(vmx)) => run_on(vmx, archive, config, host),
         Ok(Vendor::Svm(svm)) => run_on(svm, archive, config, host),
@@ -350,6 +359,9 @@ impl<B: Backend> Room<'_, B> {
         {
             running.machine.stop_at(point);
         }
+        if running.machine.door().replayer().is_none() {
+            self.host.cards.connect(guest);
+        }
         log::info!("vm {}: started with {} MiB", guest.name, guest.memory_mib);
         Ok(running)
     }
@@ -360,6 +372,8 @@ impl<B: Backend> Room<'_, B> {
             let door = running.machine.door();
             feed(&running.kept, archive, &mut running.cursor, door);
         }
+        let guest = &running.guest.name;
+        self.host.cards.deliver(guest, &mut running.machine);
         let stop = running.machine.run(self.host, budget);
         if let Some(recorder) = running.machine.door().recorder()
             && let Err(error) = running.sink.drain(recorder, stop.is_some())
@@ -375,6 +389,7 @@ impl<B: Backend> Room<'_, B> {
         {
             return Turn::Runs(0);
         }
+        self.host.cards.disconnect(&running.guest.name);
         Turn::Over(report(running, stop))
     }
 }
@@ -492,7 +507,7 @@ fn pc(guest: &Guest, memory: u64, profile: &Profile, clock_base: u64) -> Kind {
             serial: [true; 2],
             physical_address_bits: profile.physical_bits(),
             timer_width: TimerWidth::Bits32,
-            virtio: devices::virtio::Config::default(),
+            virtio: cards::of(guest),
         },
         serial: guest.console == Console::Serial,
         test_ports: guest.test_ports,

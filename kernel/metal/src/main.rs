@@ -17,6 +17,7 @@ mod archive;
 mod boot_info;
 #[cfg(feature = "bringup-tests")]
 mod bringup_tests;
+mod cards;
 mod clock;
 mod disk;
 mod entropy;

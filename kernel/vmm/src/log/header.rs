@@ -22,7 +22,7 @@ use crate::profile::Profile;
 
 const MAGIC: [u8; 8] = *b"DUETLOG\0";
 /// Longest header in bytes.
-pub const MAX_HEADER: usize = 8 + 2 + 1 + 1 + 3 * 8 + 2 * (1 + MAX_TEXT) + 8;
+pub const MAX_HEADER: usize = 8 + 2 + 1 + 1 + 4 * 8 + 2 * (1 + MAX_TEXT) + 8;
 /// Longest text in it, in bytes.
 const MAX_TEXT: usize = 255;
 
@@ -41,6 +41,8 @@ pub struct Header {
     pub devices: Devices,
     /// Bytes of RAM.
     pub memory: u64,
+    /// Digest of its network cards: addresses and sizes.
+    pub nics: u64,
     /// Digest of the processor profile: every CPUID leaf and what control registers may hold.
     pub profile: u64,
     /// Digest of memory and processor at power-on: files, command line, tables.
@@ -135,6 +137,7 @@ impl Header {
             counter,
             devices: Devices::of(guest),
             memory: memory.size(),
+            nics: nics(guest),
             profile: xxh3_64(alloc::format!("{profile:?}").as_bytes()),
             image: digest::cpu_state(state) ^ content.rotate_left(1),
         })
@@ -152,7 +155,7 @@ impl Header {
             CounterKind::Pmu => 2,
         });
         bytes.push(self.devices as u8);
-        for word in [self.memory, self.profile, self.image] {
+        for word in [self.memory, self.nics, self.profile, self.image] {
             bytes.extend(word.to_le_bytes());
         }
         for text in [&self.release, &self.guest] {
@@ -211,11 +214,21 @@ impl Header {
             counter: "instruction counter",
             devices: "devices",
             memory: "bytes of memory (hexadecimal)",
+            nics: "network cards",
             profile: "processor profile",
             image: "guest image"
         );
         Ok(())
     }
+}
+
+fn nics(guest: &Guest) -> u64 {
+    let mut bytes = Vec::new();
+    for nic in &guest.nics {
+        bytes.extend(nic.mac.0);
+        bytes.extend(nic.mtu.to_le_bytes());
+    }
+    xxh3_64(&bytes)
 }
 
 struct Fields<'a> {
@@ -260,7 +273,7 @@ impl Fields<'_> {
             2 => Some(Devices::PcSerial),
             _ => None,
         };
-        let (memory, profile, image) = (self.u64()?, self.u64()?, self.u64()?);
+        let [memory, nics, profile, image] = [self.u64()?, self.u64()?, self.u64()?, self.u64()?];
         let (release, guest) = (self.text()?, self.text()?);
         let header = || {
             Some(Header {
@@ -270,6 +283,7 @@ impl Fields<'_> {
                 counter: counter?,
                 devices: devices?,
                 memory,
+                nics,
                 profile,
                 image,
             })
@@ -291,6 +305,7 @@ mod tests {
             counter: CounterKind::Tsc,
             devices: Devices::PcSerial,
             memory: 64 << 20,
+            nics: 0x9abc,
             profile: 0x1234,
             image: 0x5678,
         }
@@ -322,12 +337,13 @@ mod tests {
     #[test]
     fn every_item_is_compared_and_named() {
         type Change = fn(&mut Header);
-        let changes: [(&str, Change); 7] = [
+        let changes: [(&str, Change); 8] = [
             ("version", |h| h.version += 1),
             ("release", |h| h.release.push('x')),
             ("counter", |h| h.counter = CounterKind::ExitOrdinal),
             ("devices", |h| h.devices = Devices::Test),
             ("memory", |h| h.memory += 1),
+            ("network cards", |h| h.nics += 1),
             ("profile", |h| h.profile += 1),
             ("image", |h| h.image += 1),
         ];
