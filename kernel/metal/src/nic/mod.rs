@@ -30,10 +30,6 @@ use ring::{Block, RingPages};
 
 /// Frames that one poll moves each way for each card: about a millisecond of a gigabit wire.
 const BUDGET: usize = 96;
-/// Longest time that guests run or the host sleeps without a look at the cards, in nanoseconds.
-const BETWEEN_POLLS_NS: u64 = 500_000;
-/// The same while the host has nothing else to do.
-const BETWEEN_IDLE_POLLS_NS: u64 = 100_000;
 
 type Card = Box<dyn Nic + Send>;
 
@@ -103,10 +99,12 @@ fn find(functions: &[Function]) -> Vec<(Found, Option<Card>)> {
 /// A line of the log for each network function.
 fn report(found: &[(Found, Option<Card>)]) {
     for (function, card) in found {
-        let model = Model::of(function.id).map_or("", |model| model.name);
-        match card {
-            Some(card) => log::info!("nic {function}: {model}, {}", card.link()),
-            None => log::warn!("nic {function} {model}: not used"),
+        match (Model::of(function.id), card) {
+            (Some(model), Some(card)) => {
+                log::info!("nic {function}: {}, {}", model.name, card.link());
+            }
+            (Some(model), None) => log::warn!("nic {function}: {}, not used", model.name),
+            (None, _) => log::warn!("nic {function}: not used"),
         }
     }
 }
@@ -179,13 +177,10 @@ pub fn poll() -> bool {
     .unwrap_or(false)
 }
 
-/// Longest time until the next [`poll`], in nanoseconds: `otherwise` if there is no card.
+/// Longest time until the next [`poll`], in nanoseconds, and at most `otherwise`. `idle`: no guest runs meanwhile.
 pub fn until_poll(otherwise: u64, idle: bool) -> u64 {
-    match with(|network| network.is_empty()) {
-        Some(false) if idle => otherwise.min(BETWEEN_IDLE_POLLS_NS),
-        Some(false) => otherwise.min(BETWEEN_POLLS_NS),
-        None | Some(true) => otherwise,
-    }
+    let within = with(|network| network.poll_within(time::now_ns(), idle)).flatten();
+    within.map_or(otherwise, |within| within.min(otherwise))
 }
 
 fn tell(nic: &str, news: News) {

@@ -15,6 +15,9 @@ use crate::config::net as config;
 const CHECK_NS: u64 = 5_000_000;
 const _: () = assert!(CHECK_NS < HUNG_NS / 100);
 
+/// Shortest and longest time between polls while no guest runs, and while one does, in nanoseconds.
+const WHEN_IDLE_NS: (u64, u64) = (50_000, 1_000_000);
+const WHEN_BUSY_NS: (u64, u64) = (250_000, 2_000_000);
 /// Buffers besides those of the frames that wait at a port: none of them can be used up.
 const BUFFERS_ON_THE_WAY: usize = 2;
 
@@ -57,6 +60,8 @@ struct Host {
 pub struct Network<N> {
     pool: Pool,
     segments: Vec<Segment<N>>,
+    /// Host time of the last frame from or to a card.
+    moved_at: u64,
 }
 
 /// What [`Network::poll`] did.
@@ -104,7 +109,11 @@ impl<N: Nic> Network<N> {
                 check_at: now,
             });
         }
-        Self { pool, segments }
+        Self {
+            pool,
+            segments,
+            moved_at: now,
+        }
     }
 
     /// Connects a guest to the card named `nic`. `None` if there is none, or it has too many ports or this address.
@@ -223,17 +232,19 @@ impl<N: Nic> Network<N> {
                 }
             }
         }
+        if polled.frames > 0 {
+            self.moved_at = now;
+        }
         polled
     }
 
-    /// When [`poll`](Self::poll) is due without a frame, in nanoseconds of host time.
+    /// Longest time until the next [`poll`](Self::poll), in nanoseconds: after a frame another follows soon, after a
+    /// long silence rather not. `idle`: no guest runs, so that a look costs only power. `None` if there is no card.
     #[must_use]
-    pub fn poll_at(&self) -> u64 {
-        let due = |segment: &Segment<N>| {
-            let host = segment.host.as_ref().map_or(u64::MAX, |host| host.poll_at);
-            segment.check_at.min(host)
-        };
-        self.segments.iter().map(due).min().unwrap_or(u64::MAX)
+    pub fn poll_within(&self, now: u64, idle: bool) -> Option<u64> {
+        let (shortest, longest) = if idle { WHEN_IDLE_NS } else { WHEN_BUSY_NS };
+        let silence = now.saturating_sub(self.moved_at);
+        (!self.segments.is_empty()).then(|| (silence / 4).clamp(shortest, longest))
     }
 
     /// Lets no frame leave any card ever again.
