@@ -82,11 +82,7 @@ impl<N: Nic> Network<N> {
         now: u64,
     ) -> Self {
         let mut segments = Vec::new();
-        let mut pool = Pool::new();
-        pool.grow(BUFFERS_ON_THE_WAY);
         for (config, nic) in cards {
-            // The card's port and the host's.
-            pool.grow(2 * QUEUE_FRAMES);
             let mut switch = Switch::new();
             let Some(outside) = switch.add(Side::Outside) else {
                 continue;
@@ -109,22 +105,31 @@ impl<N: Nic> Network<N> {
                 check_at: now,
             });
         }
-        Self {
-            pool,
+        let mut network = Self {
+            pool: Pool::new(),
             segments,
             moved_at: now,
-        }
+        };
+        network.provide();
+        network
     }
 
-    /// Connects a guest to the card named `nic`. `None` if there is none, or it has too many ports or this address.
+    /// Connects a guest to the card named `nic`, at its old port if it was switched off there. `None` if there is no such
+    /// card, or it has too many ports or this address.
     pub fn connect(&mut self, nic: &str, mac: Mac) -> Option<GuestPort> {
         let segment = self.segment(nic)?;
         let at = &mut self.segments[segment];
         let port = at.switch.add(Side::Inside(mac))?;
-        self.pool.grow(QUEUE_FRAMES);
         // Frames to the guest's address are not the card's.
         at.nic.set_promiscuous(true);
+        self.provide();
         Some(GuestPort { segment, port })
+    }
+
+    /// Makes as many buffers as there are places where frames wait.
+    fn provide(&mut self) {
+        let ports: usize = self.segments.iter().map(|s| s.switch.ports()).sum();
+        self.pool.grow_to(ports * QUEUE_FRAMES + BUFFERS_ON_THE_WAY);
     }
 
     fn segment(&self, nic: &str) -> Option<usize> {
@@ -191,14 +196,20 @@ impl<N: Nic> Network<N> {
         }
     }
 
-    /// Takes a frame that a guest sends; false if there is no buffer for it. It leaves with the next
-    /// [`poll`](Self::poll).
+    /// Takes a frame that a guest sends; false if there is no buffer for it. If it is for the wire, it leaves at once: the
+    /// next [`poll`](Self::poll) may be a while away.
     pub fn guest_transmit(&mut self, guest: GuestPort, frame: &[u8], now: u64) -> bool {
         let Some(frame) = self.pool.copy(frame) else {
             return false;
         };
-        let switch = &mut self.segments[guest.segment].switch;
-        switch.forward(guest.port, frame, &mut self.pool, now);
+        let segment = &mut self.segments[guest.segment];
+        segment
+            .switch
+            .forward(guest.port, frame, &mut self.pool, now);
+        if segment.transmit(&mut self.pool, QUEUE_FRAMES) > 0 {
+            segment.nic.flush();
+        }
+        self.moved_at = now;
         true
     }
 

@@ -25,10 +25,10 @@ impl Pool {
         Self::default()
     }
 
-    /// Adds buffers, up to 65 535 in all.
-    pub fn grow(&mut self, frames: usize) {
+    /// Adds buffers until there are so many, at most 65 535.
+    pub fn grow_to(&mut self, frames: usize) {
         let before = self.buffers.len();
-        let after = (before + frames).min(usize::from(u16::MAX));
+        let after = frames.min(usize::from(u16::MAX)).max(before);
         self.buffers.resize(after, [0; BUFFER_BYTES]);
         self.lengths.resize(after, 0);
         self.holders.resize(after, 0);
@@ -97,8 +97,9 @@ mod tests {
     fn a_buffer_is_free_when_its_last_holder_gives_it_back() {
         let mut pool = Pool::new();
         assert!(pool.copy(&[1]).is_none());
-        pool.grow(1);
-        pool.grow(1);
+        pool.grow_to(1);
+        pool.grow_to(2);
+        pool.grow_to(1);
         let frame = pool.copy(&[1, 2, 3]).expect("a buffer");
         let other = pool.share(&frame);
         assert_eq!(pool.free(), 1);
@@ -115,7 +116,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_or_is_not_filled_holds_nothing() {
         let mut pool = Pool::new();
-        pool.grow(1);
+        pool.grow_to(1);
         assert!(pool.copy(&[0; BUFFER_BYTES + 1]).is_none());
         assert!(pool.fill(|_| None).is_none());
         assert_eq!(pool.free(), 1);

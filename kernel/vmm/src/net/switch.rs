@@ -85,9 +85,16 @@ impl Switch {
         Self::default()
     }
 
-    /// Adds a port, active. `None` if there are [`MAX_PORTS`], or one with this side.
+    /// Adds a port, active; one with this side that is switched off is used again. `None` if there are [`MAX_PORTS`],
+    /// or an active one with this side.
     pub fn add(&mut self, side: Side) -> Option<PortId> {
-        if self.ports.len() >= MAX_PORTS || self.ports.iter().any(|port| port.side == side) {
+        if let Some(at) = self.ports.iter().position(|port| port.side == side) {
+            let port = &mut self.ports[at];
+            let was_off = !port.active;
+            port.active = true;
+            return was_off.then_some(PortId(at));
+        }
+        if self.ports.len() >= MAX_PORTS {
             return None;
         }
         self.ports.push(Port {
@@ -111,6 +118,12 @@ impl Switch {
             }
             self.learned.retain(|entry| entry.port != at);
         }
+    }
+
+    /// Ports, active or not.
+    #[must_use]
+    pub fn ports(&self) -> usize {
+        self.ports.len()
     }
 
     /// What is behind a port.

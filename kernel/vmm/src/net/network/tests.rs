@@ -146,7 +146,7 @@ fn a_guest_speaks_with_the_outside_and_its_neighbour() {
     let coming = [frame(GUEST, FAR, 300), vec![], frame(OTHER, FAR, 400)];
     card.0.borrow_mut().coming.extend(coming);
     let polled = network.poll(0, 64, quiet);
-    assert_eq!((polled.frames, polled.more), (4, false));
+    assert_eq!((polled.frames, polled.more), (3, false));
     assert_eq!(card.0.borrow().sent, [frame(FAR, GUEST, 100)]);
     assert_eq!(take(&mut network, guest), Some(frame(GUEST, FAR, 300)));
     assert_eq!(take(&mut network, guest), None);
@@ -201,12 +201,20 @@ fn a_poll_is_bounded_and_says_what_is_left() {
     let polled = network.poll(0, 30, quiet);
     assert_eq!((polled.frames, polled.more), (30, true));
     assert_eq!(card.0.borrow().coming.len(), 70);
+    card.0.borrow_mut().full = true;
     for _ in 0..100 {
         assert!(network.guest_transmit(guest, &frame(FAR, GUEST, 60), 0));
     }
+    card.0.borrow_mut().full = false;
     network.poll(0, 30, quiet);
     assert_eq!(card.0.borrow().sent.len(), 30);
     assert_eq!(card.0.borrow().flushes, 2);
+    // What a guest sends does not wait for a poll.
+    assert!(network.guest_transmit(guest, &frame(FAR, GUEST, 60), 0));
+    assert_eq!(
+        (card.0.borrow().sent.len(), card.0.borrow().flushes),
+        (101, 3)
+    );
 }
 
 #[test]
@@ -247,7 +255,7 @@ fn a_guest_that_is_switched_off_is_not_there() {
     network.poll(0, 64, quiet);
     assert_eq!(take(&mut network, guest), None);
     assert_eq!(card.0.borrow().sent.len(), 0);
-    network.set_guest_active(guest, true);
+    assert_eq!(network.connect("lan", GUEST), Some(guest), "its old port");
     card.0.borrow_mut().coming.push_back(frame(GUEST, FAR, 60));
     network.poll(0, 64, quiet);
     assert!(take(&mut network, guest).is_some());
@@ -273,6 +281,10 @@ fn cards_are_polled_more_often_after_a_frame() {
     assert_eq!(within(&network, silence), (Some(50_000), Some(250_000)));
     let later = silence + 2_000_000;
     assert_eq!(within(&network, later), (Some(500_000), Some(500_000)));
+    // An answer follows what a guest sends too.
+    let guest = network.connect("lan", GUEST).expect("a port");
+    assert!(network.guest_transmit(guest, &frame(CARD, GUEST, 60), later));
+    assert_eq!(within(&network, later), (Some(50_000), Some(250_000)));
     let none: [(config::Nic, Card); 0] = [];
     assert_eq!(within(&Network::new(none, || 7, 0), 0), (None, None));
 }

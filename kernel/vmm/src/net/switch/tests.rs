@@ -28,7 +28,7 @@ impl Lab {
             assert_eq!(switch.add(Side::Inside(mac(port))), Some(PortId(port)));
         }
         let mut pool = Pool::new();
-        pool.grow(1024);
+        pool.grow_to(1024);
         Self {
             switch,
             pool,
@@ -200,7 +200,8 @@ fn a_port_that_is_off_is_not_there() {
     lab.send(OUTSIDE, mac(TWO), mac(ONE));
     lab.send(TWO, mac(ONE), mac(TWO));
     assert_eq!(lab.arrived(), vec![OUTSIDE, TWO]);
-    lab.switch.set_active(PortId(ONE), true, &mut lab.pool);
+    assert_eq!(lab.switch.add(Side::Inside(mac(ONE))), Some(PortId(ONE)));
+    assert_eq!(lab.switch.add(Side::Inside(mac(ONE))), None, "twice");
     lab.send(OUTSIDE, mac(ONE), mac(FAR));
     assert_eq!(lab.arrived(), vec![ONE]);
 }
@@ -209,7 +210,7 @@ fn a_port_that_is_off_is_not_there() {
 fn a_switch_without_a_card_joins_its_guests() {
     let mut switch = Switch::new();
     let mut pool = Pool::new();
-    pool.grow(4);
+    pool.grow_to(4);
     let one = switch.add(Side::Inside(mac(1))).expect("a port");
     let two = switch.add(Side::Inside(mac(2))).expect("a port");
     assert_eq!(switch.add(Side::Inside(mac(2))), None, "an address twice");
