@@ -53,6 +53,31 @@ impl Signature {
     }
 }
 
+/// The breakpoints in DR7 (SDM 3 19.2.4, APM 2 13.1.1.4).
+pub mod debug {
+    /// DR0 to DR3.
+    pub const BREAKPOINTS: u8 = 4;
+    /// B0 to B3 of DR6.
+    pub const ALL_BREAKPOINTS: u64 = 0xf;
+
+    #[must_use]
+    pub const fn local_enable(n: u8) -> u64 {
+        1 << (2 * n)
+    }
+
+    /// Ln and Gn.
+    #[must_use]
+    pub const fn enables(n: u8) -> u64 {
+        0b11 << (2 * n)
+    }
+
+    /// R/Wn and LENn; 0 is the execution of an instruction.
+    #[must_use]
+    pub const fn condition(n: u8) -> u64 {
+        0xf << (16 + 4 * n)
+    }
+}
+
 /// Intel's registers and bits.
 pub mod intel {
     use super::Signature;
@@ -143,17 +168,39 @@ pub mod amd {
     /// With the extended counters (PerfCtrExtCore).
     pub const PERF_CTL0: u32 = 0xc001_0200;
     pub const PERF_CTR0: u32 = 0xc001_0201;
+    /// The first of the four counters that every processor has.
+    pub const LEGACY_PERF_CTL0: u32 = 0xc001_0000;
+    pub const LEGACY_PERF_CTR0: u32 = 0xc001_0004;
+    /// With version 2 of performance monitoring (APM 2 13.2.4).
+    pub const GLOBAL_CTL: u32 = 0xc000_0301;
+    pub const GLOBAL_STATUS_CLEAR: u32 = 0xc000_0302;
+    /// Of GLOBAL_CTL and GLOBAL_STATUS_CLEAR: the first counter.
+    pub const GLOBAL_CTR0: u64 = 1 << 0;
     /// LS_CFG of the families 17h and later.
     pub const LS_CFG: u32 = 0xc001_1020;
     /// Of LS_CFG: no speculative mapping of locked instructions, which the counter would count twice
-    /// (rr, issue 2034 and its page on Zen).
+    /// (rr, issue 2034, its page on Zen and `scripts/zen_workaround.py`).
     pub const SPEC_LOCK_MAP_OFF: u64 = 1 << 54;
     /// CPUID 8000_0001h:ECX: the extended counters exist.
     pub const CPUID_PERF_CTR_EXT_CORE: u32 = 1 << 23;
+    /// The CPUID leaf of version 2.
+    pub const CPUID_PERF_MON: u32 = 0x8000_0022;
+    /// Its EAX: version 2.
+    pub const CPUID_PERF_MON_V2: u32 = 1 << 0;
+    /// CPUID 1:ECX: this processor is a guest's.
+    pub const CPUID_HYPERVISOR: u32 = 1 << 31;
     /// Bits of a counter (APM 2 13.2.2).
     pub const WIDTH: u8 = 48;
 
+    /// The first family whose counters tell guests from hosts.
+    const FIRST: u32 = 0x10;
     const ZEN: u32 = 0x17;
+
+    /// Whether the counters can be told to count in guests only (the BKDG of family 10h, MSRC001_0000).
+    #[must_use]
+    pub const fn counts_guests(signature: Signature) -> bool {
+        signature.family >= FIRST
+    }
 
     /// Whether the processor is a Zen: its skid has no bound, and it maps locks speculatively.
     #[must_use]
@@ -215,6 +262,12 @@ mod tests {
             family: 0x15,
             model: 2,
         };
+        assert!(amd::counts_guests(bulldozer));
+        let k8 = Signature {
+            family: 0xf,
+            model: 0x41,
+        };
+        assert!(!amd::counts_guests(k8));
         assert!(!amd::is_zen(bulldozer));
         assert_eq!(amd::margin(bulldozer), 1000);
     }

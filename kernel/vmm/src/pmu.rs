@@ -1,11 +1,13 @@
 //! Counting a guest's instructions with the processor's performance counters, and stopping it at one.
 //!
 //! A counter that overflows stops the guest some instructions late: that is the skid, of which each microarchitecture
-//! has a bound. So it is made to overflow early by that bound, and the rest is stepped ([`landing`], [`step`]). Which
+//! has a bound. So it is made to overflow early by that bound, and the rest is stepped ([`landing`], [`step`],
+//! [`breakpoint`]). Which
 //! registers hold what is data ([`intel`], [`amd`]); `kernel/metal` only writes it down. The emulators have no such
 //! counters: there a test switch ([`Skid`]) stops early at random, so that the stepping is executed.
 
 pub mod amd;
+pub mod breakpoint;
 pub mod intel;
 pub mod landing;
 pub mod step;

@@ -4,11 +4,17 @@
 //! The counter's value is loaded from the entry's MSR list and stored to the exit's. Its overflow is an NMI, which
 //! exits. The counter stands still in system-management mode (SDM 3 chapter 21, 26.7, 26.8).
 
+use core::fmt;
+
 use arch::msr;
 use arch::pmu::intel as registers;
 use arch::pmu::{EventSelect, Signature};
 
 use super::MsrWrite;
+
+/// How long a deterministic exit is waited for before the guest is stopped by the counter, in nanoseconds: less than the
+/// steps to a landing take.
+pub const PREFER_EXIT_NS: u64 = 100_000;
 
 /// What CPUID and the capability MSR say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +40,21 @@ pub enum Unusable {
     CountsSmm,
     /// PERF_GLOBAL_CTRL cannot be exchanged at entries and exits, or nothing stops behind one instruction.
     NoControls,
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoCounter => "the processor shows none (CPUID leaf 0AH)",
+            Self::NoEvent => "retired instructions are not among the events (CPUID leaf 0AH)",
+            Self::CountsSmm => {
+                "system-management mode would be counted (PERF_CAPABILITIES bit 12 is 0)"
+            }
+            Self::NoControls => {
+                "entries and exits do not switch it, or there is no monitor trap flag"
+            }
+        })
+    }
 }
 
 /// The counter, and how it is programmed.

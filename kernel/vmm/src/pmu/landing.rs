@@ -44,6 +44,10 @@ pub struct Landing {
     armed: bool,
 }
 
+/// The most that one step goes: the instruction in the shadow of a load of SS is executed with it where the step is a
+/// trap.
+const LONGEST_STEP: u64 = 2;
+
 impl Landing {
     /// To `target`, with a counter that stops the guest at most `margin` instructions after its overflow.
     #[must_use]
@@ -61,13 +65,13 @@ impl Landing {
         self.target
     }
 
-    /// What to do `at` this count.
+    /// What to do `at` this count. `place` is asked only if it matters.
     ///
     /// # Errors
     ///
     /// The target lies behind; or it may: the counter stopped the guest late, at the target's count. Iterations may have
     /// been executed since that count was reached, or a fault delivered.
-    pub const fn next(&mut self, at: u64, place: Place) -> Result<Move, Passed> {
+    pub fn next(&mut self, at: u64, place: impl FnOnce() -> Place) -> Result<Move, Passed> {
         let was_armed = core::mem::replace(&mut self.armed, false);
         let Some(left) = self.target.checked_sub(at) else {
             return Err(self.passed(at));
@@ -86,10 +90,27 @@ impl Landing {
                 after: left - self.margin,
             });
         }
-        Ok(match place {
+        Ok(match place() {
             Place::Boundary => Move::Step,
             Place::Repeat => Move::StepOver,
         })
+    }
+
+    /// Whether the guest, which has come to the target's count or behind it `at` this one, is where it was to stop, or has
+    /// exited in time. The trap behind a step comes one instruction late where that began in front of a shadow: no
+    /// point lies inside one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Landing::next`].
+    pub const fn reached(&self, at: u64) -> Result<(), Passed> {
+        let late = at.wrapping_sub(self.target);
+        let exact = if self.armed {
+            late == 0 && self.margin == 0
+        } else {
+            late < LONGEST_STEP
+        };
+        if exact { Ok(()) } else { Err(self.passed(at)) }
     }
 
     const fn passed(&self, at: u64) -> Passed {
@@ -108,21 +129,21 @@ mod tests {
     fn it_runs_up_to_the_margin_and_steps_the_rest() {
         let mut landing = Landing::new(1000, 8);
         assert_eq!(
-            landing.next(0, Place::Boundary),
+            landing.next(0, || Place::Boundary),
             Ok(Move::Arm { after: 992 })
         );
-        assert_eq!(landing.next(995, Place::Boundary), Ok(Move::Step));
-        assert_eq!(landing.next(995, Place::Boundary), Ok(Move::Step));
-        assert_eq!(landing.next(996, Place::Repeat), Ok(Move::StepOver));
-        assert_eq!(landing.next(1000, Place::Repeat), Ok(Move::Arrived));
+        assert_eq!(landing.next(995, || Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.next(995, || Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.next(996, || Place::Repeat), Ok(Move::StepOver));
+        assert_eq!(landing.next(1000, || Place::Repeat), Ok(Move::Arrived));
     }
 
     #[test]
     fn a_target_within_the_margin_is_stepped_to() {
         let mut landing = Landing::new(8, 8);
-        assert_eq!(landing.next(0, Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.next(0, || Place::Boundary), Ok(Move::Step));
         assert_eq!(
-            Landing::new(9, 8).next(0, Place::Boundary),
+            Landing::new(9, 8).next(0, || Place::Boundary),
             Ok(Move::Arm { after: 1 })
         );
     }
@@ -131,15 +152,44 @@ mod tests {
     fn passing_is_an_error() {
         let mut landing = Landing::new(100, 10);
         let passed = |at| Err(Passed { target: 100, at });
-        assert_eq!(landing.next(101, Place::Boundary), passed(101));
+        assert_eq!(landing.next(101, || Place::Boundary), passed(101));
         // The whole margin was skidded: what has happened at this count already cannot be told.
         assert_eq!(
-            landing.next(5, Place::Boundary),
+            landing.next(5, || Place::Boundary),
             Ok(Move::Arm { after: 85 })
         );
-        assert_eq!(landing.next(100, Place::Boundary), passed(100));
+        assert_eq!(landing.next(100, || Place::Boundary), passed(100));
+        assert_eq!(landing.reached(100), Ok(()));
         let mut exact = Landing::new(100, 0);
-        assert_eq!(exact.next(5, Place::Boundary), Ok(Move::Arm { after: 95 }));
-        assert_eq!(exact.next(100, Place::Repeat), Ok(Move::Arrived));
+        assert_eq!(
+            exact.next(5, || Place::Boundary),
+            Ok(Move::Arm { after: 95 })
+        );
+        assert_eq!(exact.next(100, || Place::Repeat), Ok(Move::Arrived));
+    }
+
+    #[test]
+    fn only_a_step_may_end_behind_a_shadow() {
+        let passed = |at| Err(Passed { target: 100, at });
+        let mut landing = Landing::new(100, 10);
+        assert_eq!(
+            landing.next(0, || Place::Boundary),
+            Ok(Move::Arm { after: 90 })
+        );
+        assert_eq!(landing.reached(100), passed(100));
+        assert_eq!(landing.reached(101), passed(101));
+        assert_eq!(landing.next(99, || Place::Boundary), Ok(Move::Step));
+        assert_eq!(landing.reached(100), Ok(()));
+        assert_eq!(landing.reached(101), Ok(()));
+        assert_eq!(landing.reached(102), passed(102));
+        assert_eq!(landing.reached(99), passed(99));
+    }
+
+    #[test]
+    fn where_the_guest_stands_is_asked_only_within_the_margin() {
+        let mut landing = Landing::new(100, 10);
+        let never = || -> Place { panic!("asked") };
+        assert_eq!(landing.next(5, never), Ok(Move::Arm { after: 85 }));
+        assert_eq!(Landing::new(100, 10).next(100, never), Ok(Move::Arrived));
     }
 }

@@ -79,7 +79,7 @@ impl Vcpu {
             }
             return Ok(());
         };
-        let (ticks, stepping) = match landing.next(self.icount.min(until), Place::Boundary) {
+        let (ticks, stepping) = match landing.next(self.icount.min(until), || Place::Boundary) {
             Ok(Move::Arm { after }) => (ticks.min(after), false),
             // Arrived, in a shadow: out of it.
             Ok(Move::Step | Move::StepOver | Move::Arrived) | Err(Passed { .. }) => (ticks, true),

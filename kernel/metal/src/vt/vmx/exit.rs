@@ -176,7 +176,7 @@ impl Vcpu {
         };
         let dr6 = if event.vector == vector::DB {
             self.align_single_step();
-            debug_exception_bits(self.qualification())
+            debug_exception_bits(self.qualification()) & !self.hidden_causes
         } else {
             0
         };

@@ -128,6 +128,35 @@ pub(super) fn load_debug(dr: &[u64; 4], dr6: u64) {
     }
 }
 
+/// Exchanges one of DR0 to DR3.
+pub(super) fn exchange_breakpoint(register: u8, address: u64) -> u64 {
+    // SAFETY: as in `load_debug`.
+    unsafe {
+        match register {
+            0 => {
+                let before = x86::dr0();
+                x86::set_dr0(address);
+                before
+            }
+            1 => {
+                let before = x86::dr1();
+                x86::set_dr1(address);
+                before
+            }
+            2 => {
+                let before = x86::dr2();
+                x86::set_dr2(address);
+                before
+            }
+            _ => {
+                let before = x86::dr3();
+                x86::set_dr3(address);
+                before
+            }
+        }
+    }
+}
+
 /// The SYSCALL MSRs and KERNEL_GS_BASE into the hardware; addresses are canonical.
 pub(super) fn load_msrs(msrs: &SystemMsrs) {
     // SAFETY: all exist in long mode, the values are valid, and the host neither executes SYSCALL nor SWAPGS.

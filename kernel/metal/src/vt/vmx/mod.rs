@@ -9,6 +9,7 @@ mod entry;
 mod event;
 mod exit;
 mod live;
+mod over;
 mod pmu;
 mod setup;
 mod state;

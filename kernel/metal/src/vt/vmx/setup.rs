@@ -26,7 +26,7 @@ pub(super) const CR4_GUEST_OWNED: u64 = Cr4::TSD.union(Cr4::DE).union(Cr4::PGE).
 
 /// #DB and #AC are intercepted because a guest can make them recur for ever during their own delivery
 /// (CVE-2015-5307, CVE-2015-8104); #MC because it concerns the host.
-const INTERCEPTED_EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
+pub(super) const INTERCEPTED_EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
 /// The frames and tags of one virtual processor.
 pub(super) struct Resources {

@@ -3,15 +3,19 @@
 use arch::vmx::control::PrimaryControls;
 use vmm::cpu::{Exit, Icount};
 use vmm::pmu::Skid;
-use vmm::pmu::landing::{Landing, Move, Passed, Place};
+use vmm::pmu::landing::{Landing, Move, Passed};
 
 use super::counter::{self, Method, Programmed};
 use super::pmu;
 use super::vcpu::Vcpu;
+use crate::guest_ram::GuestRam;
 
 /// Code of the exit that says that a guest was let run too far, with its count as qualification; no reason of the
 /// processor's.
 const PASSED: u64 = 1 << 32;
+
+/// Instructions behind which a guest is stopped that does not come by the breakpoint behind one.
+const BEHIND_REPEAT: u64 = 2;
 
 /// How early the guest is stopped.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +36,7 @@ impl Vcpu {
     #[inline(never)]
     pub(super) fn approach(
         &mut self,
+        memory: &GuestRam,
         until: u64,
         instructions: u64,
         budget: u64,
@@ -40,10 +45,14 @@ impl Vcpu {
         if !self.counting.counts() {
             return Ok(bound);
         }
-        let next = self.next_move(until);
+        self.hidden_causes = 0;
+        let next = self.next_move(memory, until);
+        let over = next == Ok(Move::StepOver) && self.begin_over(memory);
         let Method::Pmu(Programmed { counter, .. }) = self.counting.method else {
             let reach = match next {
                 Ok(Move::Arm { after }) => after,
+                // Iterations are counted here: the point may lie inside.
+                Ok(Move::StepOver) if over => instructions,
                 // No processor that this runs on delivers the monitor trap: the preemption timer does it.
                 Ok(Move::Step | Move::StepOver) => instructions.min(1),
                 // Only an event is left to deliver. Counted by the TSC, the timer has never let a guest pass.
@@ -53,6 +62,8 @@ impl Vcpu {
         };
         let (after, stepping) = match next {
             Ok(Move::Arm { after }) => (after, false),
+            // Should it not come by the breakpoint, it is stopped.
+            Ok(Move::StepOver) if over => (BEHIND_REPEAT, false),
             Ok(Move::Step | Move::StepOver) => (u64::MAX, true),
             // An event is left to deliver: the trap comes in front of the first instruction behind it.
             Ok(Move::Arrived) if self.pending.is_some() => (u64::MAX, true),
@@ -67,30 +78,30 @@ impl Vcpu {
         Ok(bound)
     }
 
-    fn next_move(&mut self, until: u64) -> Result<Move, Passed> {
-        if self.landing.is_none_or(|landing| landing.target() != until) {
-            let margin = match &mut self.margin {
-                Margin::Random(skid) => skid.margin(),
-                Margin::Fixed(margin) => *margin,
-            };
-            self.landing = Some(Landing::new(until, margin));
-        }
-        match &mut self.landing {
-            // Repeated instructions are stepped by their iterations.
-            Some(landing) => landing.next(self.icount, Place::Boundary),
-            None => Ok(Move::Arrived),
-        }
+    fn next_move(&mut self, memory: &GuestRam, until: u64) -> Result<Move, Passed> {
+        let mut landing = match self.landing {
+            Some(landing) if landing.target() == until => landing,
+            _ => {
+                let margin = match &mut self.margin {
+                    Margin::Random(skid) => skid.margin(),
+                    Margin::Fixed(margin) => *margin,
+                };
+                Landing::new(until, margin)
+            }
+        };
+        let next = landing.next(self.icount, || self.place(memory));
+        self.landing = Some(landing);
+        next
     }
 
-    /// The count is reached, or passed.
+    /// The exit to return, `exit` unless a performance counter has let the guest run past where it was to land.
     #[cold]
-    pub(super) fn arrive(&mut self, until: u64) -> Exit {
-        match self.counting.method {
-            Method::Pmu(_) => match self.next_move(until) {
-                Ok(_) => Exit::Landed,
-                Err(passed) => passed_exit(passed),
-            },
-            Method::Tsc | Method::SteppedTsc | Method::ExitOrdinal => Exit::Landed,
+    pub(super) fn in_time(&self, until: u64, exit: Exit) -> Exit {
+        match (self.counting.method, &self.landing) {
+            (Method::Pmu(_), Some(landing)) if self.icount >= until => landing
+                .reached(self.icount)
+                .map_or_else(passed_exit, |()| exit),
+            _ => exit,
         }
     }
 

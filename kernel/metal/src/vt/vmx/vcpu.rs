@@ -22,6 +22,7 @@ use super::control::{self, Vmcs};
 use super::counter::{self, Counting, Method, Programmed};
 use super::entry::{self, Frame};
 use super::live::{Live, Registers};
+use super::over::Over;
 use super::pmu::Lists;
 use super::setup::{self, Resources};
 use super::step::Margin;
@@ -98,6 +99,10 @@ pub struct Vcpu {
     pub(super) lists: Option<Lists>,
     /// The way to where this run is to land, if that is stepped.
     pub(super) landing: Option<Landing>,
+    /// The breakpoint of the entry under way.
+    pub(super) over: Option<Over>,
+    /// Causes of the last #DB that are that breakpoint's, not the guest's.
+    pub(super) hidden_causes: u64,
     launched: bool,
     /// TSC at the last exit, or at the first call of `run`; 0 before that.
     last_exit_tsc: u64,
@@ -171,6 +176,8 @@ impl Vcpu {
             margin,
             lists,
             landing: None,
+            over: None,
+            hidden_causes: 0,
             launched: false,
             last_exit_tsc: 0,
         };
@@ -209,6 +216,7 @@ impl Vcpu {
         let reason = vmcs.read(field::EXIT_REASON);
         if failed != 0 || reason & ENTRY_FAILED != 0 {
             self.pending = event;
+            self.take_back_breakpoint();
             return Err(self.entry_refused(if failed != 0 { 0 } else { reason }));
         }
         self.launched = true;
@@ -261,13 +269,13 @@ impl Vcpu {
                 return if PLAIN {
                     Exit::Landed
                 } else {
-                    self.arrive(until)
+                    self.in_time(until, Exit::Landed)
                 };
             }
             let timer = if PLAIN {
                 counter::timer(instructions, left)
             } else {
-                match self.approach(until, instructions, left) {
+                match self.approach(memory, until, instructions, left) {
                     Ok(timer) => timer,
                     Err(exit) => return exit,
                 }
@@ -276,8 +284,20 @@ impl Vcpu {
                 Ok(reason) => reason,
                 Err(refused) => return refused,
             };
-            if let Some(exit) = self.decode(reason, memory) {
-                return exit;
+            let is_over = if PLAIN {
+                false
+            } else {
+                match self.end_over(reason) {
+                    Ok(is_over) => is_over,
+                    Err(exit) => return exit,
+                }
+            };
+            if !is_over && let Some(exit) = self.decode(reason, memory) {
+                return if PLAIN {
+                    exit
+                } else {
+                    self.in_time(until, exit)
+                };
             }
             let ticks = self.frame.exit_tsc.wrapping_sub(self.frame.entry_tsc);
             left = left.saturating_sub(ticks);
