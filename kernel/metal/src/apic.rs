@@ -18,7 +18,10 @@ mod register {
     pub(super) const TASK_PRIORITY: u32 = 0x80;
     pub(super) const EOI: u32 = 0xb0;
     pub(super) const SPURIOUS: u32 = 0xf0;
+    /// Requests of vectors 0 to 31; 0x10 further those of the next 32.
+    pub(super) const REQUESTS: u32 = 0x200;
     pub(super) const ERROR_STATUS: u32 = 0x280;
+    pub(super) const COMMAND: u32 = 0x300;
     pub(super) const LVT_TIMER: u32 = 0x320;
     pub(super) const LVT_PERFORMANCE: u32 = 0x340;
     pub(super) const LVT_LINT0: u32 = 0x350;
@@ -161,6 +164,24 @@ pub fn timer_mmio() -> Option<*mut u32> {
 /// (SDM 3 12.5.1).
 pub fn unmask_performance_nmi() {
     write(register::LVT_PERFORMANCE, LVT_NMI);
+}
+
+/// Makes the timer's interrupt pending now, while interrupts are masked (SDM 3 12.6.1, 12.12.11).
+pub fn raise_timer_interrupt() {
+    const TO_SELF: u32 = 0b01 << 18;
+    const SELF_IPI: u32 = msr::X2APIC_BASE + 0x3f;
+    /// Reads until it is pending; it takes a few at most.
+    const PATIENCE: u32 = 10_000;
+    let vector = u32::from(TIMER_VECTOR);
+    if is_x2apic() {
+        // SAFETY: the register exists in this mode; the handler of the vector only counts.
+        unsafe { x86::wrmsr(SELF_IPI, u64::from(vector)) };
+    } else {
+        write(register::COMMAND, TO_SELF | vector);
+    }
+    let requests = register::REQUESTS + vector / 32 * 0x10;
+    let pending = |_: &u32| read(requests) >> (vector % 32) & 1 != 0;
+    (0..PATIENCE).find(pending);
 }
 
 /// Acknowledges the interrupt in service.

@@ -257,6 +257,9 @@ pub struct HostLocalCounts {
     pub ram_fault_ticks: u64,
 }
 
+/// [`Vcpu::prefer_exit_within`] where a stop is cheap: a microsecond or less.
+pub const PREFER_EXIT_WITHIN: u64 = 1000;
+
 /// When the guest could take an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Window {
@@ -287,6 +290,12 @@ pub trait Vcpu {
 
     /// How `icount` is obtained.
     fn counter(&self) -> CounterKind;
+
+    /// Instructions that a guest is given to come to a deterministic exit by itself, before it is stopped at a count for
+    /// what waits to enter. Landing at an exit costs neither host anything; more where a stop is dear.
+    fn prefer_exit_within(&self) -> u64 {
+        PREFER_EXIT_WITHIN
+    }
 
     /// Steps over the instruction of the last exit and counts it: RIP moves behind it, interrupt shadows
     /// end, RF is cleared. Works also if handling the exit has changed the mode or the mapping of the code

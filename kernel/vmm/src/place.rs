@@ -21,9 +21,6 @@ use crate::nondet::Mode;
 use crate::replay::{self, Difference, Next};
 use crate::stats::Reason;
 
-/// Instructions that a recorded guest is given to come to a deterministic exit by itself: landing there costs neither
-/// host anything. A microsecond or less.
-const PREFER_EXIT_WITHIN: u64 = 1000;
 /// Longest slice of a run that is cut at random: 2²² instructions.
 const SLICE_BITS: u32 = 22;
 
@@ -172,7 +169,8 @@ impl<V: Vcpu> Machine<V> {
     /// Something waits to enter and this is no point: the guest is to come to one.
     fn land_soon(&mut self) {
         if self.vcpu.counter() != CounterKind::ExitOrdinal {
-            let soon = self.vcpu.icount().after(PREFER_EXIT_WITHIN);
+            let within = self.vcpu.prefer_exit_within();
+            let soon = self.vcpu.icount().after(within);
             self.place.landing.get_or_insert(soon);
         }
     }

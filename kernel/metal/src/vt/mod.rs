@@ -5,13 +5,15 @@
 mod nested;
 mod proof;
 pub mod svm;
+mod trial;
 pub mod vmx;
 
 use core::fmt;
 
 use vmm::config::Test;
-use vmm::cpu::{CounterKind, Vcpu};
+use vmm::cpu::{CounterKind, Exit, Icount, Vcpu};
 use vmm::pmu::Skid;
+use vmm::pmu::landing::Passed;
 use vmm::{random_state, selftest};
 
 use crate::guest_ram::GuestRam;
@@ -32,13 +34,13 @@ pub trait Backend {
     /// No memory, or the processor has no identifier left for it.
     fn new_vcpu(&self) -> Result<Self::Vcpu, Self::NewError>;
 
-    /// Measures how instructions can be counted here. Virtual processors made from now on count that way;
-    /// before, they count exits.
+    /// Measures whether instructions can be counted in this way here. Virtual processors made from now on do so; without
+    /// success they count exits, as before.
     ///
     /// # Errors
     ///
-    /// No memory for the guests that are measured.
-    fn calibrate(&mut self) -> Result<CounterKind, Self::NewError>;
+    /// Why they cannot.
+    fn calibrate(&mut self, way: CounterKind) -> Result<(), Uncounted<Self::NewError>>;
 
     /// Virtual processors made from now on count exits instead of instructions.
     fn reject_counter(&mut self);
@@ -50,6 +52,36 @@ pub trait Backend {
     /// noticed.
     fn skew_counter(&mut self, ticks: i64);
 }
+
+/// Why instructions cannot be counted in a way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncounted<E> {
+    /// A guest that was to be measured could not be made.
+    New(E),
+    /// The processor has no such counter, or it is not exact.
+    Because(&'static str),
+}
+
+impl<E> From<E> for Uncounted<E> {
+    fn from(error: E) -> Self {
+        Self::New(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Uncounted<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::New(error) => error.fmt(f),
+            Self::Because(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// The ways to count instructions, the best first, and their names in the log.
+const WAYS: [(CounterKind, &str); 2] = [
+    (CounterKind::Tsc, "time-stamp counter"),
+    (CounterKind::Pmu, "performance counter"),
+];
 
 /// The back end of this processor.
 pub enum Vendor {
@@ -99,31 +131,50 @@ impl Vendor {
     }
 }
 
-/// Calibrates the instruction counter and lets it prove itself; takes it away if it cannot. `test` can make it
-/// wrong on purpose, and landings stepped.
+/// Tries the ways to count instructions, the best first, and lets each prove itself; takes it away if it cannot. `test`
+/// can make it wrong on purpose, and landings stepped.
 pub fn prove_counter<B: Backend>(backend: &mut B, test: &Test, seed: u64) {
-    match backend.calibrate() {
-        Ok(CounterKind::Tsc | CounterKind::Pmu) => {
-            backend.skew_counter(test.counter_skew);
-            backend.set_skid(Skid::new(test.skid, seed));
-            match proof(backend, seed) {
-                Ok(proof) => {
-                    log::info!(
-                        "counter: exact, proven on {} instructions with {} landings",
-                        proof.instructions,
-                        proof.landings
-                    );
-                    return;
-                }
-                Err(reason) => log::error!("counter: rejected by the self-test: {reason}"),
+    for (way, name) in WAYS {
+        if let Err(reason) = backend.calibrate(way) {
+            log::info!("counter: not the {name}: {reason}");
+            continue;
+        }
+        backend.skew_counter(test.counter_skew);
+        backend.set_skid(Skid::new(test.skid, seed));
+        match proof(backend, seed) {
+            Ok(proof) => {
+                log::info!(
+                    "counter: exact, proven on {} instructions with {} landings: the {name}",
+                    proof.instructions,
+                    proof.landings
+                );
+                return;
+            }
+            Err(reason) => {
+                log::error!("counter: rejected by the self-test: the {name}: {reason}");
             }
         }
-        Ok(CounterKind::ExitOrdinal) => {}
-        Err(error) => log::error!("counter: not calibrated: {error}"),
+        backend.reject_counter();
     }
     backend.reject_counter();
     backend.set_skid(None);
     log::warn!("counter: none is exact; events are delivered at deterministic exits only");
+}
+
+/// The exit of a guest that a performance counter has let run past where it was to land.
+#[cold]
+fn passed_exit(Passed { target, at }: Passed) -> Exit {
+    /// No reason of a processor's.
+    const PASSED: u64 = 1 << 32;
+    log::error!(
+        "counter: passed {:?} and stopped at {:?}: this processor's margin is too small",
+        Icount(target),
+        Icount(at)
+    );
+    Exit::Unexpected {
+        code: PASSED,
+        qualification: at,
+    }
 }
 
 fn proof<B: Backend>(backend: &B, seed: u64) -> Result<selftest::Proof, Failure<B::NewError>> {

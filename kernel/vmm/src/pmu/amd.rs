@@ -5,8 +5,6 @@
 //! subtracted. Its overflow is an NMI, which exits. On Zen an overflow stops the guest however late it likes, so a
 //! deterministic exit is waited for first (APM 2 13.2, 15.39; the PPR of family 17h and 19h).
 
-use core::fmt;
-
 use arch::pmu::amd as registers;
 use arch::pmu::{EventSelect, Signature};
 
@@ -37,14 +35,16 @@ pub enum Unusable {
     LocksMapped,
 }
 
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Unusable {
+    /// For the log.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
             Self::CountsHost => "the counters do not tell guests from the host",
             Self::LocksMapped => {
                 "under another hypervisor the speculative mapping of locks cannot be switched off"
             }
-        })
+        }
     }
 }
 

@@ -4,8 +4,6 @@
 //! The counter's value is loaded from the entry's MSR list and stored to the exit's. Its overflow is an NMI, which
 //! exits. The counter stands still in system-management mode (SDM 3 chapter 21, 26.7, 26.8).
 
-use core::fmt;
-
 use arch::msr;
 use arch::pmu::intel as registers;
 use arch::pmu::{EventSelect, Signature};
@@ -42,9 +40,11 @@ pub enum Unusable {
     NoControls,
 }
 
-impl fmt::Display for Unusable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Unusable {
+    /// For the log.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
             Self::NoCounter => "the processor shows none (CPUID leaf 0AH)",
             Self::NoEvent => "retired instructions are not among the events (CPUID leaf 0AH)",
             Self::CountsSmm => {
@@ -53,7 +53,7 @@ impl fmt::Display for Unusable {
             Self::NoControls => {
                 "entries and exits do not switch it, or there is no monitor trap flag"
             }
-        })
+        }
     }
 }
 

@@ -3,8 +3,8 @@
 use vmm::cpu::CounterKind;
 use vmm::pmu::Skid;
 
-use super::{Counting, NewError, Svm, Vcpu};
-use crate::vt::Backend;
+use super::{Counting, NewError, Svm, Vcpu, counter};
+use crate::vt::{Backend, Uncounted};
 
 impl Backend for Svm {
     const NAME: &'static str = "SVM";
@@ -15,8 +15,9 @@ impl Backend for Svm {
         Vcpu::new(self)
     }
 
-    fn calibrate(&mut self) -> Result<CounterKind, NewError> {
-        Svm::calibrate(self)
+    fn calibrate(&mut self, way: CounterKind) -> Result<(), Uncounted<NewError>> {
+        self.counting = counter::calibrate(self, way)?;
+        Ok(())
     }
 
     fn reject_counter(&mut self) {

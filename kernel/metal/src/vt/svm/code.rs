@@ -2,7 +2,7 @@
 //! operands without decode assists.
 
 use arch::addr::{Gpa, Gva};
-use arch::regs::{Efer, Gpr, Rflags, Segment, SegmentName};
+use arch::regs::{Efer, Gpr, Paging, Rflags, Segment, SegmentName};
 use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind, Register};
 use vmm::code::{CodeContext, fetch};
 use vmm::memory::GuestMemory;
@@ -105,23 +105,37 @@ impl Vcpu {
         self.instruction_at(memory, self.vmcb.save.rip)
     }
 
-    /// Decodes the instruction at this offset.
-    pub(super) fn instruction_at(&self, memory: &GuestRam, rip: u64) -> Option<Instruction> {
-        let paging = self.paging_registers();
+    fn code_context<'a>(&self, paging: &'a Paging, rip: u64) -> CodeContext<'a> {
         let cs = Segment::from(self.vmcb.save.cs);
-        let context = CodeContext {
-            paging: &paging,
+        CodeContext {
+            paging,
             cs_base: cs.base,
             cs_attributes: cs.attributes,
             cpl: self.vmcb.save.cpl,
             rip,
-        };
+        }
+    }
+
+    /// Decodes the instruction at this offset.
+    pub(super) fn instruction_at(&self, memory: &GuestRam, rip: u64) -> Option<Instruction> {
+        let paging = self.paging_registers();
+        let context = self.code_context(&paging, rip);
         let code = fetch(memory, &context).ok()?;
         let bytes = code.bytes.get(..usize::from(code.length))?;
         // With what only AMD processors decode: LOCK MOV CR0 is MOV CR8 (APM 3, MOV CRn).
         let instruction =
             Decoder::with_ip(context.bitness(), bytes, context.rip, DecoderOptions::AMD).decode();
         (!instruction.is_invalid()).then_some(instruction)
+    }
+
+    /// The linear address behind the instruction at RIP. `None`: there is none, the offset does not reach that far.
+    pub(super) fn behind(&self, memory: &GuestRam) -> Option<u64> {
+        let length = self.instruction(memory)?.len() as u64;
+        let rip = self.vmcb.save.rip.checked_add(length)?;
+        let paging = self.paging_registers();
+        let context = self.code_context(&paging, rip);
+        let bits = context.bitness();
+        (bits == u64::BITS || rip >> bits == 0).then(|| context.linear().0)
     }
 
     /// The value of a word operand, in a register or in memory.

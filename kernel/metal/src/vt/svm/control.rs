@@ -21,7 +21,7 @@ const EXCEPTIONS: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 /// Faults that QEMU's instruction counter does not see, neither the attempt nor the delivery: a guest whose handler
 /// faults at its first instruction would stop the clock, and with it the timer that bounds every entry. All
 /// that can make such a circle exit and are injected again; #UD and INT are counted.
-const UNCOUNTED_EXCEPTIONS: u32 = 1 << vector::DE
+pub(super) const UNCOUNTED_EXCEPTIONS: u32 = 1 << vector::DE
     | 1 << vector::BR
     | 1 << vector::NM
     | 1 << vector::DF

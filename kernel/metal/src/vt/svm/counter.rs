@@ -10,7 +10,11 @@
 //! of an event; REP counts once for each iteration and once more; RDTSCP is counted although intercepted, and
 //! so is an INT n whose delivery exits. The last two are put right where they are noticed.
 //!
-//! Elsewhere the counter is no instruction counter. Then exits are counted, and the timer only bounds an entry.
+//! Elsewhere the counter is no instruction counter. Then a performance counter is tried, or exits are counted, and the timer
+//! only bounds an entry. What a performance counter counts besides the guest's instructions has to be the same at every
+//! entry, whatever ends it.
+
+use alloc::boxed::Box;
 
 use arch::addr::Gpa;
 use arch::regs::CpuState;
@@ -19,9 +23,11 @@ use vmm::cpu::CounterKind;
 use vmm::memory::GuestMemory;
 
 use super::exit::Next;
+use super::pmu::{self, Programmed};
 use super::vcpu::{NewError, Vcpu};
 use super::{Svm, entry};
 use crate::guest_ram::GuestRam;
+use crate::vt::{Uncounted, trial};
 use crate::{apic, x86};
 
 /// Lengths of the fixed paths, in ticks.
@@ -38,6 +44,8 @@ pub struct Constants {
 pub enum Counting {
     /// By the time-stamp counter.
     Tsc(Constants),
+    /// By a performance counter; landings are stepped.
+    Pmu(&'static Programmed),
     /// Not at all: exits are counted.
     ExitOrdinal {
         /// LAPIC timer ticks for each 2¹⁶ ticks of the time-stamp counter.
@@ -62,19 +70,27 @@ impl Counting {
     pub const fn kind(&self) -> CounterKind {
         match self {
             Self::Tsc(_) => CounterKind::Tsc,
+            Self::Pmu(_) => CounterKind::Pmu,
             Self::ExitOrdinal { .. } => CounterKind::ExitOrdinal,
         }
+    }
+
+    /// Whether instructions are counted.
+    #[inline]
+    pub(super) const fn counts(&self) -> bool {
+        !matches!(self, Self::ExitOrdinal { .. })
     }
 
     /// What to write to the timer so that the guest runs for `ticks`.
     #[inline]
     pub(super) fn timer_ticks(&self, ticks: u64) -> u64 {
-        match self {
-            Self::Tsc(constants) => ticks.min(LONGEST).wrapping_add(constants.lead),
-            Self::ExitOrdinal { timer_ratio } => (ticks.min(LONGEST).wrapping_mul(*timer_ratio)
-                >> 16)
-                .clamp(SHORTEST, u64::from(u32::MAX)),
-        }
+        let timer_ratio = match self {
+            Self::Tsc(constants) => return ticks.min(LONGEST).wrapping_add(constants.lead),
+            Self::Pmu(Programmed { timer_ratio, .. }) | Self::ExitOrdinal { timer_ratio } => {
+                *timer_ratio
+            }
+        };
+        (ticks.min(LONGEST).wrapping_mul(timer_ratio) >> 16).clamp(SHORTEST, u64::from(u32::MAX))
     }
 }
 
@@ -84,6 +100,10 @@ impl Vcpu {
     #[inline]
     pub(super) fn enter(&mut self) -> u64 {
         let left_at = self.block.tsc_exit;
+        let counted = match self.counting {
+            Counting::Pmu(pmu) => Some((pmu, pmu.begin(self.overflow))),
+            Counting::Tsc(_) | Counting::ExitOrdinal { .. } => None,
+        };
         // SAFETY: SVM is on, or there would be no `self`. The addresses in the block are those of the pages that
         // `self` and the processor own; the nested tables map guest RAM only, and the control block
         // intercepts all that reaches beyond the guest's own registers. Interrupts are masked in all Rust code.
@@ -96,7 +116,9 @@ impl Vcpu {
             Counting::Tsc(Constants { overhead, .. }) => {
                 (overhead, elapsed.saturating_sub(overhead))
             }
-            Counting::ExitOrdinal { .. } => (0, 0),
+            Counting::Pmu(_) | Counting::ExitOrdinal { .. } => {
+                (0, counted.map_or(0, |(pmu, entry)| pmu.end(&entry)))
+            }
         };
         if left_at != 0 {
             let ticks = if self.after_ram_fault {
@@ -121,6 +143,9 @@ const HLT: u8 = 0xf4;
 /// Timer values tried, from a little more than the lead up.
 const TRIALS: u64 = 32;
 
+/// Timer value that no calibration guest uses up.
+const PLENTY: u64 = 1 << 20;
+
 /// One entry of a calibration guest.
 struct Probe {
     code: ExitCode,
@@ -128,9 +153,17 @@ struct Probe {
     elapsed: u64,
     /// Instructions the guest executed, by its RIP.
     executed: u64,
+    /// The same by a performance counter, with the host's share if that is not known yet.
+    retired: u64,
 }
 
-fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
+/// Enters a guest at [`CODE`]; `before` is done right before.
+fn probe_after(
+    vcpu: &mut Vcpu,
+    memory: &mut GuestRam,
+    timer_ticks: u64,
+    before: impl Fn(),
+) -> Probe {
     let state = CpuState::real_mode(CODE);
     loop {
         vcpu.restore_state(&state);
@@ -139,11 +172,12 @@ fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
                 code: ExitCode::INVALID,
                 elapsed: 0,
                 executed: 0,
+                retired: 0,
             };
         }
-        vcpu.counting = Counting::ExitOrdinal { timer_ratio: 0 };
         vcpu.block.timer_ticks = timer_ticks;
-        vcpu.enter();
+        before();
+        let retired = vcpu.enter();
         let code = vcpu.exit_code();
         vcpu.settle(0);
         // The first entry finds the RAM not mapped yet.
@@ -154,27 +188,45 @@ fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
             code,
             elapsed: vcpu.block.tsc_exit.wrapping_sub(vcpu.block.tsc_entry),
             executed: vcpu.vmcb.save.rip.wrapping_sub(u64::from(CODE)),
+            retired,
         };
     }
 }
 
-/// Runs guests of known length. Whatever does not fit the model above means that exits are counted.
+fn probe(vcpu: &mut Vcpu, memory: &mut GuestRam, timer_ticks: u64) -> Probe {
+    probe_after(vcpu, memory, timer_ticks, || ())
+}
+
+/// Runs guests of known length. What does not fit the model above cannot be used.
 ///
 /// # Errors
 ///
-/// No memory for the guests.
-pub(super) fn calibrate(svm: &Svm) -> Result<Counting, NewError> {
+/// Why instructions cannot be counted that way.
+pub(super) fn calibrate(svm: &Svm, way: CounterKind) -> Result<Counting, Uncounted<NewError>> {
     let mut memory = GuestRam::new(1 << 20).map_err(|_| NewError::OutOfMemory)?;
     let mut vcpu = Vcpu::new(svm)?;
-    let constants = constants(&mut vcpu, &mut memory);
-    Ok(match constants {
-        Some(constants) => Counting::Tsc(constants),
-        None => Counting::exit_ordinal(),
-    })
+    match way {
+        CounterKind::Tsc => {
+            constants(&mut vcpu, &mut memory)
+                .map(Counting::Tsc)
+                .ok_or(Uncounted::Because(
+                    "it does not tick once for each instruction",
+                ))
+        }
+        CounterKind::Pmu => by_pmu(svm, &mut vcpu, &mut memory),
+        CounterKind::ExitOrdinal => Ok(Counting::exit_ordinal()),
+    }
 }
 
 fn put(memory: &mut GuestRam, at: usize, bytes: &[u8]) -> bool {
     memory.write(Gpa(at as u64), bytes).is_ok()
+}
+
+/// NOPs, and a HLT.
+fn put_sled(memory: &mut GuestRam) -> bool {
+    let end = usize::from(CODE) + SLED;
+    let mut nops = (usize::from(CODE)..end).step_by(256);
+    nops.all(|at| put(memory, at, &[NOP; 256])) && put(memory, end, &[HLT])
 }
 
 fn constants(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<Constants> {
@@ -182,7 +234,6 @@ fn constants(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<Constants> {
     if !put(memory, code, &[HLT]) {
         return None;
     }
-    const PLENTY: u64 = 1 << 20;
     let overhead = probe(vcpu, memory, PLENTY).elapsed;
     for _ in 0..4 {
         let again = probe(vcpu, memory, PLENTY);
@@ -190,12 +241,7 @@ fn constants(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<Constants> {
             return None;
         }
     }
-    for at in (code..code + SLED).step_by(256) {
-        if !put(memory, at, &[NOP; 256]) {
-            return None;
-        }
-    }
-    if !put(memory, code + SLED, &[HLT]) {
+    if !put_sled(memory) {
         return None;
     }
     let mut lead = None;
@@ -215,6 +261,93 @@ fn constants(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<Constants> {
         overhead,
         lead: lead?,
     })
+}
+
+/// Guests whose first instruction exits: HLT, CPUID, VMMCALL, RDMSR, and a NOP in front of which an interrupt is pending.
+const NOTHING: [&[u8]; 5] = [
+    &[HLT],
+    &[0x0f, 0xa2],
+    &[0x0f, 0x01, 0xd9],
+    &[0x0f, 0x32],
+    &[NOP],
+];
+
+/// Counts by a performance counter, if it counts guests of known length exactly and stops them in time.
+fn by_pmu(
+    svm: &Svm,
+    vcpu: &mut Vcpu,
+    memory: &mut GuestRam,
+) -> Result<Counting, Uncounted<NewError>> {
+    let counter = pmu::detect().map_err(|lack| Uncounted::Because(lack.reason()))?;
+    if !pmu::set_up(&counter) {
+        return Err(Uncounted::Because(
+            "the speculative mapping of locks cannot be switched off",
+        ));
+    }
+    let ratio = timer_ratio();
+    // Found at start, used for good.
+    let counting = |counter| Counting::Pmu(Box::leak(Box::new(Programmed::new(counter, ratio))));
+    vcpu.counting = counting(counter);
+    let share = host_share(vcpu, memory).ok_or(Uncounted::Because(
+        "what it counts of an entry and an exit differs",
+    ))?;
+    let counting = counting(counter.with_host_share(share));
+    vcpu.counting = counting;
+    let late = lateness(vcpu, memory).ok_or(Uncounted::Because(
+        "it does not count a guest of known length exactly, or does not stop it",
+    ))?;
+    log::info!(
+        "counter: an overflow has stopped a guest up to {late} instructions late, {} are allowed",
+        counter.margin()
+    );
+    let mut vcpu = Vcpu::new(svm)?;
+    vcpu.count_by(counting);
+    if late >= counter.margin() || !trial::lands(&mut vcpu, memory, counter.margin()) {
+        return Err(Uncounted::Because("it does not stop a guest in time"));
+    }
+    Ok(counting)
+}
+
+/// What is counted of an entry and an exit. `None`: not always the same.
+fn host_share(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<u64> {
+    let mut share = None;
+    for code in NOTHING {
+        if !put(memory, usize::from(CODE), code) {
+            return None;
+        }
+        for _ in 0..4 {
+            let interrupts = code == [NOP];
+            let probed = probe_after(vcpu, memory, PLENTY, || {
+                if interrupts {
+                    apic::raise_timer_interrupt();
+                }
+            });
+            if probed.executed != 0
+                || (probed.code == ExitCode::INTR) != interrupts
+                || *share.get_or_insert(probed.retired) != probed.retired
+            {
+                return None;
+            }
+        }
+    }
+    share
+}
+
+/// The most that overflows have stopped a guest late. `None`: one of the counts was wrong, or it was not stopped.
+fn lateness(vcpu: &mut Vcpu, memory: &mut GuestRam) -> Option<u64> {
+    if !put_sled(memory) {
+        return None;
+    }
+    let mut latest = 0;
+    for trial in 0..TRIALS {
+        vcpu.overflow = 1 + trial * 253;
+        let stopped = probe(vcpu, memory, PLENTY);
+        if stopped.code != ExitCode::NMI || stopped.retired != stopped.executed {
+            return None;
+        }
+        latest = latest.max(stopped.executed.checked_sub(vcpu.overflow)?);
+    }
+    Some(latest)
 }
 
 /// LAPIC timer ticks for each 2¹⁶ ticks of the time-stamp counter, measured.

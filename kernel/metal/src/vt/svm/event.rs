@@ -43,8 +43,9 @@ pub(super) struct Events {
     pub(super) nmi: Nmi,
     pub(super) interrupt_window: bool,
     pub(super) nmi_window: bool,
-    /// The next entry ends behind the delivery: an interrupt of the host is pending, which goes before a virtual one.
-    pub(super) stops_behind: bool,
+    /// Interrupts are delivered by EVENTINJ at the next entry: it ends behind the delivery, an interrupt of the host is
+    /// pending, which goes before a virtual one; or a performance counter counts, for which all are to be alike.
+    pub(super) by_injection: bool,
     virtual_interrupt: VirtualInterrupt,
     /// RIP and RSP at the last entry that delivered something.
     entered_at: (u64, u64),
@@ -56,7 +57,7 @@ impl Events {
         nmi: Nmi::Open,
         interrupt_window: false,
         nmi_window: false,
-        stops_behind: false,
+        by_injection: false,
         virtual_interrupt: VirtualInterrupt::None,
         entered_at: (0, 0),
     };
@@ -126,7 +127,7 @@ impl Vcpu {
                         reason: "APM 2 15.21.4: an interrupt is pending that the guest cannot take",
                     });
                 }
-                if self.events.stops_behind {
+                if self.events.by_injection {
                     self.vmcb.control.event_injection = encode(event);
                 } else {
                     self.arm_virtual_interrupt(VirtualInterrupt::Injected, event.vector);

@@ -399,7 +399,7 @@ impl Vcpu {
             .interrupt_state
             .remove(InterruptState::SHADOW);
         self.length = 0;
-        if self.counting.kind() == CounterKind::Tsc {
+        if self.counting.counts() {
             self.icount = self.icount.wrapping_add(1);
         }
     }

@@ -120,6 +120,16 @@ impl LiveState {
         self.memory().dr
     }
 
+    /// Puts another address into one of DR0 to DR3 than the guest's, while the state is in the registers; without an
+    /// address the guest's again.
+    pub(super) fn lend_breakpoint(&self, register: u8, address: Option<u64>) {
+        let mut dr = self.memory().dr;
+        if let (Some(lent), Some(address)) = (dr.get_mut(usize::from(register)), address) {
+            *lent = address;
+        }
+        write_breakpoints(&dr);
+    }
+
     pub(super) fn set_breakpoints(&mut self, dr: [u64; 4]) {
         if self.is_loaded() {
             write_breakpoints(&dr);

@@ -12,6 +12,7 @@ mod entry;
 mod event;
 mod exit;
 mod live;
+mod pmu;
 mod state;
 mod step;
 mod vcpu;
@@ -22,7 +23,6 @@ use core::cell::Cell;
 use arch::addr::Hpa;
 use arch::msr;
 use arch::regs::Efer;
-use vmm::cpu::CounterKind;
 use vmm::pmu::Skid;
 
 pub use self::capabilities::{Capabilities, Unsupported};
@@ -117,16 +117,5 @@ impl Svm {
             counting: Counting::ExitOrdinal { timer_ratio: 0 },
             skid: None,
         })
-    }
-
-    /// Measures how instructions can be counted here, with small guests of known length. Virtual processors made
-    /// later count that way; before, they count exits.
-    ///
-    /// # Errors
-    ///
-    /// There is no memory for the guests.
-    pub fn calibrate(&mut self) -> Result<CounterKind, NewError> {
-        self.counting = counter::calibrate(self)?;
-        Ok(self.counting.kind())
     }
 }

@@ -5,22 +5,31 @@
 //! itself: the entry ends before the first instruction behind it, since an interrupt of the host is pending. No landing
 //! lies in an interrupt shadow, where processors do not stop: behind a load of SS the trap comes one instruction
 //! later.
+//!
+//! Where a performance counter counts, repeated string instructions count once: the guest runs over them to a breakpoint
+//! behind ([`vmm::pmu::breakpoint`]).
 
 use arch::addr::Gva;
 use arch::event::{Event, EventKind, vector};
 use arch::regs::{Efer, Gpr, Rflags, SegmentAttributes, SegmentName};
+use arch::svm::capability::SvmFeatures;
 use arch::svm::control::{CleanBits, Intercepts1};
 use arch::svm::exit::ExitCode;
 use vmm::cpu::{CounterKind, Exit};
 use vmm::memory::GuestMemory;
+use vmm::pmu::breakpoint::Breakpoint;
 use vmm::pmu::landing::{Landing, Move, Passed, Place};
 use vmm::pmu::step::{self, Kind, Registers, Step};
 use vmm::walk::{Access, translate};
 
+use super::control::UNCOUNTED_EXCEPTIONS;
+use super::counter::Counting;
 use super::event::{Nmi, Reach};
 use super::exit::{DR6_CAUSES, DR6_NEUTRAL, DR6_SINGLE_STEP};
 use super::vcpu::Vcpu;
+use crate::apic;
 use crate::guest_ram::GuestRam;
+use crate::vt::passed_exit;
 
 /// The timer is over before VMRUN: an interrupt of the host is pending, and only an event is delivered.
 const AT_ONCE: u64 = 1;
@@ -31,8 +40,12 @@ const SHOWING: Intercepts1 = Intercepts1::PUSHF
     .union(Intercepts1::POPF)
     .union(Intercepts1::IRET)
     .union(Intercepts1::INT_N);
-/// Exceptions that exit only while the guest is stepped.
-const WHILE_STEPPING: u32 = 1 << vector::BP | 1 << vector::OF | 1 << vector::UD;
+/// Exceptions that exit only while the guest is stepped, on some processors others do always.
+const WHILE_STEPPING: u32 =
+    UNCOUNTED_EXCEPTIONS | 1 << vector::BP | 1 << vector::OF | 1 << vector::UD;
+/// Instructions behind which a guest is stopped that does not come by the breakpoint behind one.
+const BEHIND_REPEAT: u64 = 2;
+const DEBUG: ExitCode = ExitCode(ExitCode::EXCEPTION.0 + vector::DB as u32);
 
 /// What the entry under way is for.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +58,8 @@ enum Under {
     },
     /// The delivery of the INT n at this RIP.
     Interrupt { rip: u64 },
+    /// A repeated string instruction, to a breakpoint behind it.
+    Over(Breakpoint),
 }
 
 /// A step under way: what has to be taken back behind the exit.
@@ -68,32 +83,83 @@ impl Vcpu {
         until: u64,
         ticks: u64,
     ) -> Result<(), Exit> {
-        if let Some(skid) = &mut self.skid
-            && self.landing.is_none_or(|landing| landing.target() != until)
-        {
-            self.landing = Some(Landing::new(until, skid.margin()));
-        }
-        let Some(landing) = &mut self.landing else {
+        self.overflow = u64::MAX;
+        let by_pmu = matches!(self.counting, Counting::Pmu(_));
+        let Some(next) = self.next_move(memory, until) else {
             if self.prepare()? == Reach::Step {
                 self.block.timer_ticks = self.counting.timer_ticks(1);
             }
             return Ok(());
         };
-        let (ticks, stepping) = match landing.next(self.icount.min(until), || Place::Boundary) {
+        let (ticks, stepping) = match next {
+            Ok(Move::Arm { after }) if by_pmu => {
+                self.overflow = after;
+                (ticks, false)
+            }
             Ok(Move::Arm { after }) => (ticks.min(after), false),
+            Err(passed) if by_pmu => return Err(passed_exit(passed)),
             // Arrived, in a shadow: out of it.
             Ok(Move::Step | Move::StepOver | Move::Arrived) | Err(Passed { .. }) => (ticks, true),
         };
-        self.events.stops_behind = stepping;
+        self.events.by_injection = stepping || by_pmu;
         let reach = self.prepare()?;
         self.block.timer_ticks = match (self.events.pending.is_some(), reach) {
-            (true, _) if stepping => AT_ONCE,
+            (true, _) if stepping => self.only_deliver(),
+            (false, _) if next == Ok(Move::StepOver) => self.begin_over(memory),
             (false, _) if stepping => self.begin_step(memory),
             (false, Reach::Step) => self.begin_step(memory),
+            (true, Reach::Step) if by_pmu => self.only_deliver(),
             (true, Reach::Step) => self.counting.timer_ticks(1),
             (_, Reach::Free) => self.counting.timer_ticks(ticks),
         };
         Ok(())
+    }
+
+    /// What comes next on the way to `until`, if landings are stepped.
+    fn next_move(&mut self, memory: &GuestRam, until: u64) -> Option<Result<Move, Passed>> {
+        let mut landing = match (self.landing, &mut self.skid, self.counting) {
+            (Some(landing), ..) if landing.target() == until => landing,
+            (_, _, Counting::Pmu(pmu)) => Landing::new(until, pmu.counter.margin()),
+            (_, Some(skid), _) => Landing::new(until, skid.margin()),
+            (landing, None, _) => landing?,
+        };
+        let next = landing.next(self.icount.min(until), || self.place(memory));
+        self.landing = Some(landing);
+        Some(next)
+    }
+
+    /// Where the guest stands. QEMU counts iterations, so that points lie between them.
+    fn place(&self, memory: &GuestRam) -> Place {
+        let may_be = matches!(self.counting, Counting::Pmu(_))
+            && self.events.pending.is_none()
+            && !self.in_shadow();
+        let instruction = may_be.then(|| self.instruction(memory)).flatten();
+        if instruction.is_some_and(|i| step::is_repeated(&i)) {
+            Place::Repeat
+        } else {
+            Place::Boundary
+        }
+    }
+
+    /// The exit to return, `exit` unless a performance counter has let the guest run past where it was to land.
+    #[inline]
+    pub(super) fn in_time(&self, until: u64, exit: Exit) -> Exit {
+        match (self.counting, &self.landing) {
+            (Counting::Pmu(_), Some(landing)) if self.icount >= until => landing
+                .reached(self.icount)
+                .map_or_else(passed_exit, |()| exit),
+            _ => exit,
+        }
+    }
+
+    /// Makes the next entry end behind the delivery of its event. Returns what the timer gets.
+    fn only_deliver(&self) -> u64 {
+        if self.counting.kind() == CounterKind::Tsc {
+            return AT_ONCE;
+        }
+        // Elsewhere nobody knows how long the timer takes.
+        apic::raise_timer_interrupt();
+        self.counting.timer_ticks(STEP_TICKS)
     }
 
     fn kind_at(&self, memory: &GuestRam, rip: u64) -> Kind {
@@ -112,7 +178,7 @@ impl Vcpu {
         let kind = match self.kind_at(memory, rip) {
             Kind::Interrupt { vector, length } => {
                 self.begin_interrupt(vector, length);
-                return AT_ONCE;
+                return self.only_deliver();
             }
             Kind::LoadSs { length } => {
                 added = SHOWING - self.vmcb.control.intercepts_1;
@@ -133,6 +199,46 @@ impl Vcpu {
         self.counting.timer_ticks(STEP_TICKS)
     }
 
+    /// Sets the block for the repeated instruction at RIP. Returns what the timer gets.
+    fn begin_over(&mut self, memory: &GuestRam) -> u64 {
+        let (Some(address), Some(breakpoint)) =
+            (self.behind(memory), Breakpoint::find(self.vmcb.save.dr7))
+        else {
+            // The guest uses them all: by its iterations.
+            return self.begin_step(memory);
+        };
+        let exceptions = self.vmcb.control.intercept_exceptions;
+        self.live
+            .lend_breakpoint(breakpoint.register(), Some(address));
+        self.vmcb.save.dr7 = breakpoint.dr7();
+        self.vmcb.control.intercept_exceptions |= WHILE_STEPPING;
+        self.vmcb
+            .changed(CleanBits::INTERCEPTS | CleanBits::DEBUG_REGISTERS);
+        self.overflow = BEHIND_REPEAT;
+        self.under_way = Some(UnderWay {
+            what: Under::Over(breakpoint),
+            exceptions,
+        });
+        self.counting.timer_ticks(u64::MAX)
+    }
+
+    /// Behind its exit: what the guest has not asked for becomes an interrupt of the host.
+    fn end_over(&mut self, breakpoint: &Breakpoint) {
+        self.live.lend_breakpoint(breakpoint.register(), None);
+        self.vmcb.save.dr7 = breakpoint.guests_dr7();
+        self.vmcb.changed(CleanBits::DEBUG_REGISTERS);
+        if self.exit_code() != DEBUG {
+            return;
+        }
+        let causes = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
+        self.vmcb.save.dr6 &= !breakpoint.cause();
+        if breakpoint.guests_share(causes).is_none() {
+            self.vmcb.save.dr6 = DR6_NEUTRAL;
+            self.vmcb.save.rflags &= !Rflags::RF.bits();
+            self.vmcb.control.exit_code = u64::from(ExitCode::INTR.0);
+        }
+    }
+
     /// Delivers an INT n as an event, with the guest's own flags; it counts as executed.
     fn begin_interrupt(&mut self, vector: u8, length: u8) {
         let rip = self.vmcb.save.rip;
@@ -146,6 +252,11 @@ impl Vcpu {
             instruction_length: length,
         });
         self.step_over(length);
+        let next_rip = SvmFeatures::NEXT_RIP;
+        if self.capabilities.features.contains(next_rip) {
+            // What such a processor pushes.
+            self.vmcb.control.next_rip = self.vmcb.save.rip;
+        }
         self.under_way = Some(UnderWay {
             what: Under::Interrupt { rip },
             exceptions,
@@ -178,6 +289,7 @@ impl Vcpu {
         self.vmcb.changed(CleanBits::INTERCEPTS);
         match what {
             Under::Interrupt { rip } => self.end_interrupt(rip),
+            Under::Over(breakpoint) => self.end_over(&breakpoint),
             Under::Step { step, added } => {
                 self.vmcb.intercept(added, false);
                 self.end_instruction(memory, &step, added);
@@ -189,16 +301,20 @@ impl Vcpu {
         let refused = self.exit_code() == ExitCode::INVALID;
         let cut_off = self.vmcb.control.exit_interrupt_info & 1 << 31 != 0;
         if refused || cut_off {
-            // It runs again. What was cut off is taken out of the count like an instruction that the processor counted.
+            // It runs again. What QEMU counted of one that was cut off is taken out of the count with it.
             self.vmcb.save.rip = rip;
-            if refused && self.counting.kind() != CounterKind::ExitOrdinal {
+            let counted = match self.counting {
+                Counting::Tsc(_) => refused,
+                Counting::Pmu(_) => true,
+                Counting::ExitOrdinal { .. } => false,
+            };
+            if counted {
                 self.icount = self.icount.wrapping_sub(1);
             }
         }
     }
 
     fn end_instruction(&mut self, memory: &mut GuestRam, step: &Step, added: Intercepts1) {
-        const DEBUG: ExitCode = ExitCode(ExitCode::EXCEPTION.0 + vector::DB as u32);
         let code = self.exit_code();
         let causes = (self.vmcb.save.dr6 ^ DR6_NEUTRAL) & DR6_CAUSES;
         let mut registers = self.step_registers();

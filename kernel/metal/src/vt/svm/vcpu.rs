@@ -14,7 +14,7 @@ use arch::svm::control::{CleanBits, InterruptControl, InterruptState, TlbControl
 use arch::svm::entry_check;
 use arch::svm::exit::ExitCode;
 use arch::svm::vmcb::SaveArea;
-use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
+use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, PREFER_EXIT_WITHIN, Window};
 use vmm::pmu::Skid;
 use vmm::pmu::landing::Landing;
 
@@ -25,6 +25,7 @@ use super::entry::{self, EntryBlock};
 use super::event::{Events, Reach};
 use super::exit::Next;
 use super::live::LiveState;
+use super::pmu::Programmed;
 use super::step::UnderWay;
 use super::{Capabilities, Processor, Svm};
 use crate::guest_ram::GuestRam;
@@ -111,6 +112,8 @@ pub struct Vcpu {
     /// The way to where this run is to land, if that is stepped.
     pub(super) landing: Option<Landing>,
     pub(super) under_way: Option<UnderWay>,
+    /// Where a performance counter counts: it overflows in the next entry behind so many instructions.
+    pub(super) overflow: u64,
     processor: &'static Processor,
     backup: Option<Backup>,
 }
@@ -166,11 +169,18 @@ impl Vcpu {
             skid: svm.skid,
             landing: None,
             under_way: None,
+            overflow: u64::MAX,
             processor: svm.processor,
             backup: None,
         };
         vcpu.restore_state(&CpuState::real_mode(0));
         Ok(vcpu)
+    }
+
+    /// Counts in another way than [`Svm::calibrate`] has found.
+    pub(super) fn count_by(&mut self, counting: Counting) {
+        self.counting = counting;
+        self.look_again();
     }
 
     /// The next entry flushes this guest's translations, and the page of code looked at last is forgotten.
@@ -205,7 +215,8 @@ impl Vcpu {
             || self.flush
             || self.has_breakpoints()
             || !self.events.is_quiet()
-            || self.skid.is_some();
+            || self.skid.is_some()
+            || matches!(self.counting, Counting::Pmu(_));
     }
 
     pub(super) fn exit_code(&self) -> ExitCode {
@@ -300,6 +311,7 @@ impl Vcpu {
     /// Enters the guest until there is an exit to return.
     fn run_guest(&mut self, memory: &mut GuestRam, until: u64, budget: u64) -> Exit {
         let exact = self.counting.kind() == CounterKind::Tsc;
+        let counts = self.counting.counts();
         let mut left = budget;
         let mut first_entry = None;
         loop {
@@ -334,7 +346,7 @@ impl Vcpu {
                 Next::Again => false,
                 Next::Interrupted => true,
             };
-            if exact && self.icount >= until && !self.has_to_leave_shadow() {
+            if counts && self.icount >= until && !self.has_to_leave_shadow() {
                 return Exit::Landed;
             }
             let started = *first_entry.get_or_insert(self.block.tsc_entry);
@@ -364,6 +376,7 @@ impl vmm::cpu::Vcpu for Vcpu {
             return Exit::Landed;
         }
         let exit = self.run_guest(memory, until.0, budget);
+        let exit = self.in_time(until.0, exit);
         if self.counting.kind() == CounterKind::ExitOrdinal
             && exit.kind() == ExitKind::Deterministic
         {
@@ -379,6 +392,13 @@ impl vmm::cpu::Vcpu for Vcpu {
 
     fn counter(&self) -> CounterKind {
         self.counting.kind()
+    }
+
+    fn prefer_exit_within(&self) -> u64 {
+        match self.counting {
+            Counting::Pmu(Programmed { prefer_exit, .. }) => *prefer_exit,
+            Counting::Tsc(_) | Counting::ExitOrdinal { .. } => PREFER_EXIT_WITHIN,
+        }
     }
 
     #[inline]

@@ -3,8 +3,8 @@
 use vmm::cpu::CounterKind;
 use vmm::pmu::Skid;
 
-use super::{Counting, NewError, Vcpu, Vmx};
-use crate::vt::Backend;
+use super::{Counting, NewError, Vcpu, Vmx, counter};
+use crate::vt::{Backend, Uncounted};
 
 impl Backend for Vmx {
     const NAME: &'static str = "VT-x";
@@ -15,8 +15,9 @@ impl Backend for Vmx {
         Vcpu::new(self)
     }
 
-    fn calibrate(&mut self) -> Result<CounterKind, NewError> {
-        Vmx::calibrate(self)
+    fn calibrate(&mut self, way: CounterKind) -> Result<(), Uncounted<NewError>> {
+        self.counting = counter::calibrate(self, way)?;
+        Ok(())
     }
 
     fn reject_counter(&mut self) {

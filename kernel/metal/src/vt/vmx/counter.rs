@@ -2,8 +2,8 @@
 //!
 //! In an emulator whose TSC ticks once per retired instruction, the ticks between the two RDTSC of `entry`
 //! are a constant and the guest's instructions. The constant is measured with a guest whose first
-//! instruction exits. Where measurements disagree, a performance counter is tried the same way, and at last exits are
-//! counted instead.
+//! instruction exits. Where measurements disagree, a performance counter is tried the same way, then with landings from
+//! afar, and at last exits are counted instead.
 //!
 //! The rules (measured in Bochs 2.7 with `count=1`): a VM entry and a VM exit cost one tick each, and so does
 //! each attempt of the guest that ends in a fault. Delivery of an event is free. When an exit cuts off the
@@ -18,11 +18,13 @@ use arch::regs::CpuState;
 use arch::vmx::event;
 use vmm::cpu::{CounterKind, Exit, Icount, Vcpu as _};
 use vmm::memory::GuestMemory;
-use vmm::pmu::intel::Counter;
+use vmm::pmu::intel::{Counter, PREFER_EXIT_NS};
 
 use super::entry::Frame;
 use super::{NewError, Vcpu, Vmx, pmu};
 use crate::guest_ram::GuestRam;
+use crate::time;
+use crate::vt::{Uncounted, trial};
 
 /// How instructions are counted.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,8 @@ pub struct Programmed {
     pub counter: Counter,
     /// What it counts around a guest that executes nothing.
     pub overhead: u64,
+    /// Instructions worth waiting for an exit: those of [`PREFER_EXIT_NS`], if each takes a tick.
+    pub prefer_exit: u64,
 }
 
 /// How instructions are counted, and what belongs to the host of it.
@@ -139,27 +143,49 @@ const REPEATS: u32 = 8;
 /// Budget that no calibration guest uses up, in TSC ticks.
 const BUDGET: u64 = 1 << 32;
 
-/// Finds out how to count on this processor.
-pub(super) fn calibrate(vmx: &Vmx) -> Result<Counting, NewError> {
+/// Finds out whether this processor counts in this way.
+///
+/// # Errors
+///
+/// Why it does not.
+pub(super) fn calibrate(vmx: &Vmx, way: CounterKind) -> Result<Counting, Uncounted<NewError>> {
     let mut memory = GuestRam::new(LARGE_PAGE_SIZE).map_err(|_| NewError::OutOfMemory)?;
-    let by_tsc = |overhead| Counting {
-        method: Method::Tsc,
-        overhead,
-    };
-    if let Some(counting) = try_counting(vmx, &mut memory, by_tsc)? {
-        return Ok(counting);
+    match way {
+        CounterKind::Tsc => {
+            let by_tsc = |overhead| Counting {
+                method: Method::Tsc,
+                overhead,
+            };
+            try_counting(vmx, &mut memory, by_tsc)?.ok_or(Uncounted::Because(
+                "it does not tick once for each instruction",
+            ))
+        }
+        CounterKind::Pmu => by_pmu(vmx, &mut memory),
+        CounterKind::ExitOrdinal => Ok(Counting::EXIT_ORDINAL),
     }
-    let Ok(counter) = pmu::detect(&vmx.capabilities) else {
-        return Ok(Counting::EXIT_ORDINAL);
-    };
+}
+
+fn by_pmu(vmx: &Vmx, memory: &mut GuestRam) -> Result<Counting, Uncounted<NewError>> {
+    let counter =
+        pmu::detect(&vmx.capabilities).map_err(|lack| Uncounted::Because(lack.reason()))?;
     pmu::set_up(&counter);
-    let by_pmu = |overhead| Counting {
+    let with = |overhead| Counting {
         // Found at start, used for good.
-        method: Method::Pmu(Box::leak(Box::new(Programmed { counter, overhead }))),
+        method: Method::Pmu(Box::leak(Box::new(Programmed {
+            counter,
+            overhead,
+            prefer_exit: time::ticks(PREFER_EXIT_NS),
+        }))),
         overhead: 0,
     };
-    let counting = try_counting(vmx, &mut memory, by_pmu)?;
-    Ok(counting.unwrap_or(Counting::EXIT_ORDINAL))
+    let counting = try_counting(vmx, memory, with)?.ok_or(Uncounted::Because(
+        "it does not count guests of known length exactly",
+    ))?;
+    let mut vcpu = Vcpu::counting(vmx, counting)?;
+    if !trial::lands(&mut vcpu, memory, counter.margin()) {
+        return Err(Uncounted::Because("it does not stop a guest in time"));
+    }
+    Ok(counting)
 }
 
 /// Measures what is counted around a guest that executes nothing, and whether the rest is right then.

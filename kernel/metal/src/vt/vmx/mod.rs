@@ -26,7 +26,6 @@ use arch::addr::Hpa;
 use arch::msr;
 use arch::regs::{Cr0, Cr4};
 use arch::vmx::capability::{Capabilities, Missing};
-use vmm::cpu::CounterKind;
 use vmm::pmu::Skid;
 
 use crate::mem::{frames, physmap};
@@ -150,16 +149,5 @@ impl Vmx {
             counting: Counting::EXIT_ORDINAL,
             skid: None,
         })
-    }
-
-    /// Measures how instructions can be counted here, with small guests of known length. Virtual processors
-    /// made later count that way; before, they count exits.
-    ///
-    /// # Errors
-    ///
-    /// There is no memory for the guests.
-    pub fn calibrate(&mut self) -> Result<CounterKind, NewError> {
-        self.counting = counter::calibrate(self)?;
-        Ok(self.counting.kind())
     }
 }

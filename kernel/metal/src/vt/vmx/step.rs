@@ -1,7 +1,7 @@
 //! The way to where a run is to land, if the last instructions of it are stepped.
 
 use arch::vmx::control::PrimaryControls;
-use vmm::cpu::{Exit, Icount};
+use vmm::cpu::Exit;
 use vmm::pmu::Skid;
 use vmm::pmu::landing::{Landing, Move, Passed};
 
@@ -9,10 +9,7 @@ use super::counter::{self, Method, Programmed};
 use super::pmu;
 use super::vcpu::Vcpu;
 use crate::guest_ram::GuestRam;
-
-/// Code of the exit that says that a guest was let run too far, with its count as qualification; no reason of the
-/// processor's.
-const PASSED: u64 = 1 << 32;
+use crate::vt::passed_exit;
 
 /// Instructions behind which a guest is stopped that does not come by the breakpoint behind one.
 const BEHIND_REPEAT: u64 = 2;
@@ -109,22 +106,10 @@ impl Vcpu {
     #[cold]
     pub(super) fn retired_otherwise(&self) -> u64 {
         match (self.counting.method, &self.lists) {
-            (Method::Pmu(Programmed { counter, overhead }), Some(lists)) => {
-                lists.retired(counter).wrapping_sub(*overhead)
+            (Method::Pmu(pmu), Some(lists)) => {
+                lists.retired(&pmu.counter).wrapping_sub(pmu.overhead)
             }
             _ => 0,
         }
-    }
-}
-
-fn passed_exit(Passed { target, at }: Passed) -> Exit {
-    log::error!(
-        "counter: passed {:?} and stopped at {:?}: this processor's margin is too small",
-        Icount(target),
-        Icount(at)
-    );
-    Exit::Unexpected {
-        code: PASSED,
-        qualification: at,
     }
 }

@@ -15,7 +15,7 @@ use arch::vmx::capability::Capabilities;
 use arch::vmx::control::PrimaryControls;
 use arch::vmx::exit::{ENTRY_FAILED, ExitReason};
 use arch::vmx::field::{self, SegmentFields};
-use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Window};
+use vmm::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, PREFER_EXIT_WITHIN, Window};
 use vmm::pmu::landing::Landing;
 
 use super::control::{self, Vmcs};
@@ -266,11 +266,7 @@ impl Vcpu {
             // delivered before the landing, as it is where the RAM was mapped already.
             let instructions = until.saturating_sub(self.icount);
             if instructions == 0 && self.pending.is_none() {
-                return if PLAIN {
-                    Exit::Landed
-                } else {
-                    self.in_time(until, Exit::Landed)
-                };
+                return Exit::Landed;
             }
             let timer = if PLAIN {
                 counter::timer(instructions, left)
@@ -293,11 +289,7 @@ impl Vcpu {
                 }
             };
             if !is_over && let Some(exit) = self.decode(reason, memory) {
-                return if PLAIN {
-                    exit
-                } else {
-                    self.in_time(until, exit)
-                };
+                return exit;
             }
             let ticks = self.frame.exit_tsc.wrapping_sub(self.frame.entry_tsc);
             left = left.saturating_sub(ticks);
@@ -315,6 +307,7 @@ impl Vcpu {
     #[inline(never)]
     fn run_otherwise(&mut self, memory: &mut GuestRam, until: u64, budget: u64) -> Exit {
         let exit = self.run_until::<false>(memory, until, budget);
+        let exit = self.in_time(until, exit);
         if !self.counting.counts() && exit.kind() == ExitKind::Deterministic {
             self.icount = self.icount.wrapping_add(1);
         }
@@ -364,6 +357,13 @@ impl vmm::cpu::Vcpu for Vcpu {
 
     fn counter(&self) -> CounterKind {
         self.counting.kind()
+    }
+
+    fn prefer_exit_within(&self) -> u64 {
+        match self.counting.method {
+            Method::Pmu(Programmed { prefer_exit, .. }) => *prefer_exit,
+            Method::Tsc | Method::SteppedTsc | Method::ExitOrdinal => PREFER_EXIT_WITHIN,
+        }
     }
 
     fn advance(&mut self, _memory: &GuestRam) {
