@@ -15,7 +15,9 @@ use arch::regs::{
 };
 
 use crate::code::{CodeContext, decode, fetch};
-use crate::cpu::{CounterKind, Exit, ExitKind, HostLocalCounts, Icount, Vcpu, Window};
+use crate::cpu::{
+    CounterKind, Exit, ExitKind, HostLocalCounts, Icount, PREFER_EXIT_WITHIN, Vcpu, Window,
+};
 use crate::host::Host;
 use crate::memory::{GuestMemory, NotRam};
 
@@ -181,6 +183,7 @@ pub struct ScriptedVcpu {
     /// `run` returns when the budget, in instructions, is used up; and there is no code, instructions have no length.
     pub free_running: bool,
     pub counter: CounterKind,
+    pub prefer_exit: u64,
     /// Bytes of the instruction of the last exit, as long as there is one at RIP.
     length: Option<u8>,
 }
@@ -199,6 +202,7 @@ impl ScriptedVcpu {
             interrupts_on: false,
             free_running: false,
             counter: CounterKind::Tsc,
+            prefer_exit: PREFER_EXIT_WITHIN,
             length: None,
         }
     }
@@ -270,6 +274,10 @@ impl Vcpu for ScriptedVcpu {
 
     fn counter(&self) -> CounterKind {
         self.counter
+    }
+
+    fn prefer_exit_within(&self) -> u64 {
+        self.prefer_exit
     }
 
     fn advance(&mut self, _: &Ram) {

@@ -279,19 +279,18 @@ fn placed(mut log: &[u8]) -> Vec<(Point, What)> {
 
 #[test]
 fn what_comes_between_points_enters_at_the_next_exit_if_that_is_near() {
-    for (work, point) in [
-        (900, Point { exits: 1, after: 0 }),
-        (
-            5000,
-            Point {
-                exits: 0,
-                after: 1100,
-            },
-        ),
+    let exit = Point { exits: 1, after: 0 };
+    let landing = |after| Point { exits: 0, after };
+    for (within, work, point) in [
+        (1000, 900, exit),
+        (1000, 5000, landing(1100)),
+        (6000, 5000, exit),
+        (6000, 7000, landing(6100)),
     ] {
         let script = [at(100 + work, Exit::Cpuid)];
         let recorder = Recorder::new(&[], false);
         let mut m = pc(&script, Mode::Recording(Box::new(recorder)));
+        m.vcpu.prefer_exit = within;
         let mut host = TestHost::default();
         // Stopped by the host between two points.
         m.run(&mut host, 100);
@@ -312,7 +311,7 @@ fn what_comes_between_points_enters_at_the_next_exit_if_that_is_near() {
                 };
                 Some((point, bytes))
             });
-        assert_eq!(typed, Some((point, b"x".to_vec())), "{work}");
+        assert_eq!(typed, Some((point, b"x".to_vec())), "{within} {work}");
     }
 }
 
