@@ -101,9 +101,17 @@ impl Processor<'_> {
 
     /// Runs; `after` instructions on the counter overflows, and stops it late.
     fn run(&mut self, after: u64) -> Stop {
+        self.run_to(after, |_| false)
+    }
+
+    /// The same, unless it comes by where it `ends`.
+    fn run_to(&mut self, after: u64, ends: impl Fn(&Self) -> bool) -> Stop {
         let overflow = self.state.count + after;
         let mut late = self.random.below(self.skid + 1);
         loop {
+            if ends(self) {
+                return Stop::Local;
+            }
             if self.state.count >= overflow {
                 if late == 0 && !self.is_in_shadow() {
                     return Stop::Local;
@@ -125,15 +133,15 @@ impl Processor<'_> {
         stop
     }
 
-    /// Runs to a breakpoint behind the repeated instruction; a fault ends that, too.
-    fn step_over(&mut self) -> Option<Stop> {
-        let at = self.state.instruction;
-        while self.state.instruction == at && !self.is_faulting() {
-            if let Some(stop) = self.work() {
-                return Some(stop);
-            }
-        }
-        None
+    /// Runs to a breakpoint behind the repeated instruction; a fault, which would lead past it, ends that too.
+    fn step_over(&mut self) -> Stop {
+        let behind = match self.program.get(self.state.instruction) {
+            Some(Op::Repeat(_)) => Some(self.state.instruction + 1),
+            _ => None,
+        };
+        self.run_to(2, |processor| {
+            Some(processor.state.instruction) == behind || processor.is_faulting()
+        })
     }
 
     /// Where the guest is to be handed back for `target`.
@@ -154,7 +162,7 @@ impl Processor<'_> {
                 Move::Arm { after } => Some(self.run(after)),
                 // Arrived in a shadow: out of it.
                 Move::Step | Move::Arrived => self.step(),
-                Move::StepOver => self.step_over(),
+                Move::StepOver => Some(self.step_over()),
             };
             match stop {
                 Some(Stop::End) => return Ok(None),

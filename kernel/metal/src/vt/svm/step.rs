@@ -105,7 +105,7 @@ impl Vcpu {
         let reach = self.prepare()?;
         self.block.timer_ticks = match (self.events.pending.is_some(), reach) {
             (true, _) if stepping => self.only_deliver(),
-            (false, _) if next == Ok(Move::StepOver) => self.begin_over(memory),
+            (false, _) if next == Ok(Move::StepOver) => self.begin_over(memory, ticks),
             (false, _) if stepping => self.begin_step(memory),
             (false, Reach::Step) => self.begin_step(memory),
             (true, Reach::Step) if by_pmu => self.only_deliver(),
@@ -199,8 +199,8 @@ impl Vcpu {
         self.counting.timer_ticks(STEP_TICKS)
     }
 
-    /// Sets the block for the repeated instruction at RIP. Returns what the timer gets.
-    fn begin_over(&mut self, memory: &GuestRam) -> u64 {
+    /// Sets the block for the repeated instruction at RIP, which may take `ticks`. Returns what the timer gets.
+    fn begin_over(&mut self, memory: &GuestRam, ticks: u64) -> u64 {
         let (Some(address), Some(breakpoint)) =
             (self.behind(memory), Breakpoint::find(self.vmcb.save.dr7))
         else {
@@ -219,7 +219,7 @@ impl Vcpu {
             what: Under::Over(breakpoint),
             exceptions,
         });
-        self.counting.timer_ticks(u64::MAX)
+        self.counting.timer_ticks(ticks)
     }
 
     /// Behind its exit: what the guest has not asked for becomes an interrupt of the host.
@@ -252,8 +252,7 @@ impl Vcpu {
             instruction_length: length,
         });
         self.step_over(length);
-        let next_rip = SvmFeatures::NEXT_RIP;
-        if self.capabilities.features.contains(next_rip) {
+        if self.saves_next_rip() {
             // What such a processor pushes.
             self.vmcb.control.next_rip = self.vmcb.save.rip;
         }
@@ -261,6 +260,10 @@ impl Vcpu {
             what: Under::Interrupt { rip },
             exceptions,
         });
+    }
+
+    fn saves_next_rip(&self) -> bool {
+        self.capabilities.features.contains(SvmFeatures::NEXT_RIP)
     }
 
     fn step_registers(&self) -> Registers {
