@@ -2,8 +2,8 @@
 //!
 //! They are only ever executed by a virtual processor, in 32-bit protected mode at
 //! `vmm::selftest::LOAD_ADDRESS`; here they are data. The mixed program goes through what makes counting
-//! hard: repeated instructions with a count of zero and more, interrupt shadows, faults, a page fault,
-//! software and injected interrupts, and instructions that exit.
+//! hard: repeated instructions with a count of zero and more, interrupt shadows, faults, a page fault by itself and
+//! in a repeated instruction, software and injected interrupts, and instructions that exit.
 
 use core::arch::global_asm;
 
@@ -48,6 +48,12 @@ duet_proof_mixed:
     xor ecx, ecx
     div ecx
     .byte 0xa0, 0, 0, 0x40, 0           // mov al, [0x400000]: a page fault
+    mov edi, 0x400000                   // the same inside of REP STOSB, which the handler steps over with the NOPs
+    mov ecx, 3
+    rep stosb
+    nop
+    nop
+    nop
     int {software}
     xor eax, eax                        // an exit that answers with the count
     cpuid
