@@ -4,6 +4,7 @@
 //! and made is kept: later runs need neither the network nor Debian's tools.
 
 mod initrd;
+mod redis;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,6 +32,8 @@ const MODULES: [&str; 8] = [
     "net_failover",
     "virtio_net",
 ];
+/// What kernel and initrd were made of.
+const STAMP: &str = "made-of";
 const INIT: &str = include_str!("debian/init.sh");
 
 /// The command line that gives the guest its console, and leaves out of its start what takes long in an emulator:
@@ -59,6 +62,63 @@ pub struct Debian {
 /// Not a Debian system, no network, or packages that are not as expected.
 pub fn prepare() -> Result<Debian> {
     prepare_in(&output("debian")?, fetch)
+}
+
+/// The same guest with Debian's redis-server.
+///
+/// # Errors
+///
+/// As [`prepare`]; or Debian's redis-server needs more than is known here.
+pub fn prepare_redis() -> Result<Debian> {
+    let base = prepare()?;
+    let directory = output("debian")?;
+    let lock = File::create(directory.join("lock")).context("cannot lock")?;
+    lock.lock().context("cannot lock")?;
+    let initrd = directory.join("initrd-redis");
+    let kept = directory.join("redis");
+    let made = |packages: &Path| -> Result<Vec<PathBuf>> {
+        redis::PACKAGES
+            .iter()
+            .map(|name| package(packages, name))
+            .collect()
+    };
+    if made(&kept).is_err() {
+        let fresh = tempfile::tempdir_in(&directory)?;
+        download(fresh.path(), || {
+            Ok(redis::PACKAGES.map(str::to_owned).to_vec())
+        })?;
+        made(fresh.path())?;
+        if kept.exists() {
+            std::fs::remove_dir_all(&kept)?;
+        }
+        std::fs::rename(fresh.path(), &kept)
+            .with_context(|| format!("cannot create {}", kept.display()))?;
+    }
+    let packages = made(&kept)?;
+    let stamp = directory.join("redis-made-of");
+    let made_of = std::fs::read_to_string(directory.join(STAMP)).unwrap_or_default();
+    let recipe = format!("{made_of}\n{packages:?}");
+    let up_to_date = std::fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == recipe);
+    if !up_to_date || !initrd.exists() {
+        let mut bytes = std::fs::read(&base.initrd).context("the guest's initrd")?;
+        bytes.extend(redis::archive(&packages)?);
+        replace(&initrd, &bytes)?;
+        replace(&stamp, recipe.as_bytes())?;
+    }
+    Ok(Debian { initrd, ..base })
+}
+
+/// The file of a package in `directory`.
+fn package(directory: &Path, name: &str) -> Result<PathBuf> {
+    let prefix = format!("{name}_");
+    for entry in std::fs::read_dir(directory).context("no packages")? {
+        let path = entry?.path();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if file.starts_with(&prefix) {
+            return Ok(path);
+        }
+    }
+    bail!("no package {name}")
 }
 
 /// The same in `directory`; `fetch` downloads the packages into the directory it is given.
@@ -121,8 +181,18 @@ fn find_packages(directory: &Path) -> Result<Packages> {
     })
 }
 
-/// Downloads the packages.
+/// Downloads kernel and busybox.
 fn fetch(into: &Path) -> Result<()> {
+    download(into, || {
+        let kernel = kernel_package(&output_of(
+            Command::new("apt-cache").args(["depends", METAPACKAGE]),
+        )?)?;
+        Ok(vec![kernel, BUSYBOX.to_owned()])
+    })
+}
+
+/// Downloads packages, whose names may depend on Debian's lists.
+fn download(into: &Path, names: impl Fn() -> Result<Vec<String>>) -> Result<()> {
     for tool in ["/usr/bin/apt-get", "/usr/bin/dpkg-deb"] {
         if !Path::new(tool).exists() {
             bail!(
@@ -131,14 +201,10 @@ fn fetch(into: &Path) -> Result<()> {
         }
     }
     let download = || {
-        let kernel = kernel_package(&output_of(
-            Command::new("apt-cache").args(["depends", METAPACKAGE]),
-        )?)?;
+        let names = names()?;
         progress::quietly(
-            &format!("downloading {kernel} and {BUSYBOX}"),
-            apt_get()
-                .current_dir(into)
-                .args(["download", &kernel, BUSYBOX]),
+            &format!("downloading {}", names.join(", ")),
+            apt_get().current_dir(into).arg("download").args(&names),
         )
     };
     // The lists may be missing or old; only root can fetch them.
@@ -172,7 +238,7 @@ fn make(directory: &Path, packages: &Packages) -> Result<Debian> {
         kernel: directory.join("vmlinuz"),
         initrd: directory.join("initrd"),
     };
-    let stamp = directory.join("made-of");
+    let stamp = directory.join(STAMP);
     let recipe = format!("{packages:?}\n{MODULES:?}\n{INIT}");
     let up_to_date = std::fs::read_to_string(&stamp).is_ok_and(|made_of| made_of == recipe);
     if up_to_date && debian.kernel.exists() && debian.initrd.exists() {

@@ -91,6 +91,7 @@ mod tests {
             guest: "linux".to_owned(),
             counter: CounterKind::Tsc,
             devices: Devices::PcSerial,
+            nics: 0,
             memory: 1 << 20,
             profile: 1,
             image: 2,

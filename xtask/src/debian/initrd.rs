@@ -2,6 +2,8 @@
 //!
 //! It is not compressed: a disk reads it faster than a guest in an emulator unpacks it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use cpio::newc::{Builder, trailer};
 
@@ -43,6 +45,20 @@ pub(super) fn build(init: &str, busybox: &[u8], modules: &[(&str, Vec<u8>)]) -> 
         order.push('\n');
     }
     archive.append("lib/modules/order", FILE, order.as_bytes())?;
+    Ok(trailer(archive.bytes)?)
+}
+
+/// An archive of programs and libraries by their paths, to be put behind the initrd: Linux unpacks one after the other.
+///
+/// # Errors
+///
+/// A file is larger than the format allows.
+pub(super) fn programs(files: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.append("lib64", DIRECTORY, &[])?;
+    for (path, bytes) in files {
+        archive.append(path, PROGRAM, bytes)?;
+    }
     Ok(trailer(archive.bytes)?)
 }
 
