@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod log;
+mod network;
 mod virtio;
 
 use ftlink::arbiter::datagram::{
@@ -21,6 +22,7 @@ use ftlink::stream::{Arrival, Receiver};
 use ftlink::wire::messages::{Data, GreetingRepr, HeartbeatRepr, ReportRepr};
 use ftlink::wire::{HEADER_BYTES, HeaderRepr, MAX_DATAGRAM_BYTES};
 pub use log::log;
+pub use network::{network, nic};
 pub use virtio::virtio;
 use zerocopy::IntoBytes;
 
@@ -28,13 +30,15 @@ use zerocopy::IntoBytes;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("wire", wire),
     ("handshake", handshake),
     ("reassembly", reassembly),
     ("witness", witness),
     ("virtio", virtio),
     ("log", log),
+    ("nic", nic),
+    ("network", network),
 ];
 
 const PAIR: PairId = PairId(0x1234);

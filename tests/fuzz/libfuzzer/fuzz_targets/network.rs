@@ -1,0 +1,5 @@
+//! The `network` target under libFuzzer.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fuzz::network(bytes));
