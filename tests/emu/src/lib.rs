@@ -8,6 +8,7 @@ mod diverged;
 mod fault;
 mod lab;
 mod linux;
+mod replay_file;
 mod run;
 
 pub use bad::{BAD_STARTS, BadStart};
@@ -15,4 +16,5 @@ pub use diverged::{DIVERGING, Diverging};
 pub use fault::{FAULTS, Fault};
 pub use lab::Lab;
 pub use linux::judge_linux;
+pub use replay_file::judge_replay_file;
 pub use run::{HostRun, Judged};

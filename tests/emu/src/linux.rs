@@ -35,9 +35,6 @@ echo no more complaints;
 date -s 2031-05-06 >/dev/null; hwclock -w -u; reboot -f; sleep 99
 "#;
 
-/// It is recorded and then replayed by the same host, both cut at random.
-const REPLAYED: &str = "\n[test]\nreplays = 1\nslices = 11\n";
-
 /// Somebody types while it sleeps and works, which it does not show.
 const TYPIST: Typist = Typist {
     behind: "quiet",
@@ -68,12 +65,13 @@ const SAYS: [&str; 10] = [
     "duet.run: exit status 7",
 ];
 
-/// Runs the guest on `platform` and judges what it said.
+/// Runs the guest on `platform` and judges what it said. It is recorded, and then replayed so many times by the same host,
+/// each time cut at random by another seed.
 ///
 /// # Errors
 ///
 /// The guest cannot be prepared, or did something else.
-pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
+pub fn judge_linux(platform: Platform, firmware: Firmware, replays: usize) -> Judged {
     let lab = Lab::get()?;
     let files = debian::prepare()?;
     let guest = Linux {
@@ -83,11 +81,9 @@ pub fn judge_linux(platform: Platform, firmware: Firmware) -> Judged {
         cmdline: debian::cmdline_running(&one_line(SCRIPT))?,
         instruction_limit: None,
     };
-    // Under UEFI QEMU does not count exactly.
-    let replays = usize::from(firmware == Firmware::Bios);
-    let tables = if replays == 0 { "" } else { REPLAYED };
+    let tables = format!("\n[test]\nreplays = {replays}\nslices = 11\n");
     let payload = Payload {
-        config: config::compose_linux(platform, &guest)? + tables,
+        config: config::compose_linux(platform, &guest)? + &tables,
         files: guest.files(),
         seed: Some(seed()?),
     };

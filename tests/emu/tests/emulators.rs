@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use boot::Firmware;
-use emu::{BAD_STARTS, DIVERGING, FAULTS, HostRun, Judged, Lab, judge_linux};
+use emu::{BAD_STARTS, DIVERGING, FAULTS, HostRun, Judged, Lab, judge_linux, judge_replay_file};
 use libtest_mimic::{Arguments, Trial};
 use xtask::emulator::Platform;
 use xtask::guests::{Guest, Guests};
@@ -53,7 +53,10 @@ fn trials() -> Result<Vec<Trial>> {
         }
         add_replayed_run(&mut trials, stepped_run(platform, &guests));
         trials.push(trial(format!("{platform}/linux"), move || {
-            judge_linux(platform, Firmware::Bios)
+            judge_linux(platform, Firmware::Bios, if full { 10 } else { 1 })
+        }));
+        trials.push(trial(format!("{platform}/replay-file"), move || {
+            judge_replay_file(platform)
         }));
         for diverging in &DIVERGING {
             let name = format!("{platform}/diverging/{}", diverging.guest);
@@ -73,7 +76,8 @@ fn trials() -> Result<Vec<Trial>> {
         }
         if full {
             trials.push(trial(format!("{platform}-uefi/linux"), move || {
-                judge_linux(platform, Firmware::Uefi)
+                // Under UEFI QEMU does not count exactly.
+                judge_linux(platform, Firmware::Uefi, 0)
             }));
         }
         let under_uefi = |guest: &&Guest| full || guest.name == "hello";

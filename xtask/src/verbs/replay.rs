@@ -9,7 +9,7 @@ use vmm::log::Point;
 
 use super::run::{self, Guest};
 use crate::artifacts::{Artifacts, seed};
-use crate::emulator::{End, Machine, Processor, interactive};
+use crate::emulator::{End, Machine, Platform, Processor, interactive};
 use crate::needs::{self, Need};
 use crate::recording::Recording;
 use crate::workspace;
@@ -140,7 +140,7 @@ fn replay(arguments: &Replay) -> Result<()> {
         Some(seed) => format!("{config}\n[test]\nslices = {seed}\n"),
         None => config,
     };
-    let log = workspace::output("replay")?.join(LOG_FILE);
+    let log = output(guest.platform)?.join(LOG_FILE);
     std::fs::write(&log, &recording.log).with_context(|| log.display().to_string())?;
     files.push(GuestFile {
         name: LOG_FILE.to_owned(),
@@ -153,6 +153,11 @@ fn replay(arguments: &Replay) -> Result<()> {
         }
         end => run::report(&end),
     }
+}
+
+/// Where the files of runs on a platform are.
+fn output(platform: Platform) -> Result<PathBuf> {
+    workspace::output(&format!("replay-{platform}"))
 }
 
 /// Checks what can be checked, and makes what is missing.
@@ -189,7 +194,7 @@ fn start(
         files,
         seed: Some(seed()?),
     };
-    let disk = workspace::output("replay")?.join("duet.img");
+    let disk = output(arguments.platform)?.join("duet.img");
     Artifacts::build()?.image(Firmware::Bios, &payload, &disk)?;
     boot::add_log_partition(&disk, LOG_PARTITION_BYTES)?;
     let end = interactive::run(&Machine {
