@@ -378,33 +378,36 @@ impl Door {
         destination: Destination,
         bytes: &[u8],
     ) {
-        if !self.produce(bytes) {
+        let output = Output { destination, bytes };
+        if !self.produce(output) {
             return;
         }
-        let output = Output { destination, bytes };
         match &mut self.gate {
             Some(gate) => {
-                let position = match &self.mode {
-                    Mode::Recording(recorder) => recorder.position(),
-                    Mode::Live | Mode::Replaying(_) => 0,
-                };
                 // One that finds no room is lost, as on a line or in a network, and counted.
-                gate.push(position, output);
+                gate.push(output);
             }
             None => hand_out(host, guest, output),
         }
     }
 
-    fn produce(&mut self, bytes: &[u8]) -> bool {
+    /// What the guest has put out so far is noted in the log, which has come to `position` with that.
+    pub(crate) fn noted(&mut self, position: u64) {
+        if let Some(gate) = &mut self.gate {
+            gate.note(position);
+        }
+    }
+
+    fn produce(&mut self, output: Output<'_>) -> bool {
         let now = self.last;
         match &mut self.mode {
             Mode::Live => true,
             Mode::Recording(recorder) => {
-                recorder.produced.add(now, bytes);
+                recorder.produced.add(now, output);
                 true
             }
             Mode::Replaying(replayer) => {
-                replayer.produced.add(now, bytes);
+                replayer.produced.add(now, output);
                 false
             }
         }

@@ -1,7 +1,8 @@
 //! What a guest has put out and may not leave yet.
 //!
-//! An output may depend on everything that entered the guest before it. It is pushed with the position that the log had
-//! reached then, and leaves when the log is known to be held elsewhere up to there, and not before the one in front of it.
+//! An output may depend on everything that entered the guest before it, and whoever goes on from the log must not let anything
+//! enter before it has put out the same. So the log notes outputs at a point behind them. An output leaves when the log is known to
+//! be held elsewhere up to the end of that entry, and not before the one in front of it.
 //!
 //! The queue has fixed limits. What finds no room is dropped and counted, as a full network drops: no guest sees it.
 
@@ -47,7 +48,8 @@ pub struct Counters {
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
-    position: u64,
+    /// Where the log notes it; `None`: not yet.
+    position: Option<u64>,
     destination: Destination,
     first: usize,
     length: usize,
@@ -81,9 +83,9 @@ impl OutputQueue {
         }
     }
 
-    /// The guest has put out `output`, when the log had reached `position`. False: it is dropped.
-    pub fn push(&mut self, position: u64, output: Output<'_>) -> bool {
-        let done = self.extend(position, output) || self.append(position, output);
+    /// The guest has put out `output`. False: it is dropped.
+    pub fn push(&mut self, output: Output<'_>) -> bool {
+        let done = self.extend(output) || self.append(output);
         if !done {
             let (counter, count) = match output.destination {
                 Destination::Network(_) => (&mut self.counters.dropped_frames, 1),
@@ -94,10 +96,19 @@ impl OutputQueue {
         done
     }
 
+    /// The log notes everything that was put out so far; it has come to `position` with that.
+    pub fn note(&mut self, position: u64) {
+        let new = self.records.iter_mut().rev();
+        for record in new.take_while(|record| record.position.is_none()) {
+            record.position = Some(position);
+        }
+    }
+
     /// The oldest output, if the log is held up to `held`.
     #[must_use]
     pub fn front(&self, held: u64) -> Option<Output<'_>> {
-        let record = self.records.front().filter(|r| r.position <= held)?;
+        let noted = |record: &&Record| record.position.is_some_and(|position| position <= held);
+        let record = self.records.front().filter(noted)?;
         Some(Output {
             destination: record.destination,
             bytes: self.bytes.get(record.first..record.first + record.length)?,
@@ -119,10 +130,10 @@ impl OutputQueue {
         }
     }
 
-    /// The position that the oldest output waits for.
+    /// The position that the oldest output waits for, if it is noted.
     #[must_use]
     pub fn waits_for(&self) -> Option<u64> {
-        self.records.front().map(|record| record.position)
+        self.records.front()?.position
     }
 
     /// Outputs that wait.
@@ -149,7 +160,7 @@ impl OutputQueue {
     }
 
     /// Adds bytes of the serial port to those before them, if these wait for the same.
-    fn extend(&mut self, position: u64, output: Output<'_>) -> bool {
+    fn extend(&mut self, output: Output<'_>) -> bool {
         let alone = self.records.len() == 1;
         let oldest = self.records.front().map_or(0, |oldest| oldest.first);
         let Some(last) = self.records.back_mut() else {
@@ -164,7 +175,7 @@ impl OutputQueue {
         };
         let same = output.destination == Destination::Serial
             && last.destination == Destination::Serial
-            && last.position == position;
+            && last.position.is_none();
         if !same || limit - end < output.bytes.len() {
             return false;
         }
@@ -173,7 +184,7 @@ impl OutputQueue {
         true
     }
 
-    fn append(&mut self, position: u64, output: Output<'_>) -> bool {
+    fn append(&mut self, output: Output<'_>) -> bool {
         let length = output.bytes.len();
         // An empty line takes a byte of room: no two outputs that begin at 0 are in it at once.
         let Some(first) = self.room_for(length.max(1)) else {
@@ -183,7 +194,7 @@ impl OutputQueue {
             return false;
         }
         self.records.push_back(Record {
-            position,
+            position: None,
             destination: output.destination,
             first,
             length,
@@ -235,18 +246,23 @@ mod tests {
     }
 
     #[test]
-    fn an_output_leaves_when_what_it_depends_on_is_held() {
+    fn an_output_leaves_when_the_entry_that_notes_it_is_held() {
         let mut queue = OutputQueue::new(100, 10);
-        assert!(queue.push(5, output(FRAME, b"one")));
-        assert!(queue.push(5, output(Destination::Line, b"two")));
-        assert!(queue.push(9, output(FRAME, b"three")));
+        assert!(queue.push(output(FRAME, b"one")));
+        assert!(queue.push(output(Destination::Line, b"two")));
+        assert_eq!((queue.len(), queue.waits_for()), (2, None));
+        assert_eq!(released(&mut queue, u64::MAX), []);
+        queue.note(5);
+        assert!(queue.push(output(FRAME, b"three")));
         assert_eq!((queue.len(), queue.waits_for()), (3, Some(5)));
         assert_eq!(released(&mut queue, 4), []);
         let first = [
             (FRAME, b"one".to_vec()),
             (Destination::Line, b"two".to_vec()),
         ];
-        assert_eq!(released(&mut queue, 8), first);
+        assert_eq!(released(&mut queue, u64::MAX), first);
+        queue.note(9);
+        assert_eq!(released(&mut queue, 8), []);
         assert_eq!(released(&mut queue, 9), [(FRAME, b"three".to_vec())]);
         assert!(queue.is_empty() && queue.waits_for().is_none());
         assert_eq!(queue.counters().released, 3);
@@ -255,14 +271,18 @@ mod tests {
     #[test]
     fn bytes_of_the_serial_port_are_gathered_while_they_wait_for_the_same() {
         let mut queue = OutputQueue::new(100, 3);
-        for (position, byte) in [(1, b"a"), (1, b"b"), (2, b"c"), (2, b"d")] {
-            assert!(queue.push(position, output(Destination::Serial, byte)));
+        for (position, byte) in [(0, b"a"), (1, b"b"), (0, b"c"), (0, b"d")] {
+            assert!(queue.push(output(Destination::Serial, byte)));
+            if position != 0 {
+                queue.note(position);
+            }
         }
-        assert!(queue.push(2, output(FRAME, b"x")));
+        assert!(queue.push(output(FRAME, b"x")));
         assert_eq!(queue.len(), 3);
         // A frame between keeps its place; there is no fourth output.
-        assert!(!queue.push(2, output(Destination::Serial, b"e")));
+        assert!(!queue.push(output(Destination::Serial, b"e")));
         assert_eq!(queue.counters().dropped_bytes, 1);
+        queue.note(2);
         let serial = |bytes: &[u8]| (Destination::Serial, bytes.to_vec());
         assert_eq!(released(&mut queue, 1), [serial(b"ab")]);
         assert_eq!(
@@ -274,11 +294,11 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_dropped_and_counted() {
         let mut queue = OutputQueue::new(10, 10);
-        assert!(!queue.push(0, output(FRAME, &[0; 11])));
-        assert!(queue.push(0, output(FRAME, &[1; 6])));
-        assert!(!queue.push(0, output(FRAME, &[2; 5])));
-        assert!(queue.push(0, output(FRAME, &[3; 4])));
-        assert!(!queue.push(0, output(Destination::Line, &[4; 3])));
+        assert!(!queue.push(output(FRAME, &[0; 11])));
+        assert!(queue.push(output(FRAME, &[1; 6])));
+        assert!(!queue.push(output(FRAME, &[2; 5])));
+        assert!(queue.push(output(FRAME, &[3; 4])));
+        assert!(!queue.push(output(Destination::Line, &[4; 3])));
         let Counters {
             dropped_frames,
             dropped_bytes,
@@ -287,9 +307,10 @@ mod tests {
         assert_eq!((dropped_frames, dropped_bytes), (2, 3));
         // Room at the beginning, in one piece.
         queue.pop();
-        assert!(!queue.push(0, output(FRAME, &[5; 7])));
-        assert!(queue.push(0, output(FRAME, &[6; 6])));
-        assert!(!queue.push(0, output(Destination::Serial, &[7])));
+        assert!(!queue.push(output(FRAME, &[5; 7])));
+        assert!(queue.push(output(FRAME, &[6; 6])));
+        assert!(!queue.push(output(Destination::Serial, &[7])));
+        queue.note(0);
         assert_eq!(
             released(&mut queue, 0),
             [(FRAME, vec![3; 4]), (FRAME, vec![6; 6])]
@@ -299,11 +320,14 @@ mod tests {
     #[test]
     fn a_position_that_goes_back_lets_nothing_leave_early() {
         let mut queue = OutputQueue::new(10, 10);
-        queue.push(7, output(FRAME, b"a"));
-        queue.push(3, output(FRAME, b"b"));
+        queue.push(output(FRAME, b"a"));
+        queue.note(7);
+        queue.push(output(FRAME, b"b"));
+        queue.note(3);
         assert_eq!(released(&mut queue, 6), []);
         assert_eq!(released(&mut queue, 7).len(), 2);
-        queue.push(7, output(FRAME, b"c"));
+        queue.push(output(FRAME, b"c"));
+        queue.note(7);
         queue.clear();
         assert_eq!(released(&mut queue, u64::MAX), []);
     }
@@ -319,13 +343,14 @@ mod tests {
                 let destination = [Destination::Serial, Destination::Line, FRAME][usize::from(kind)];
                 let bytes = vec![number as u8; length];
                 if take {
+                    queue.note(0);
                     let front = queue.front(u64::MAX).map(|o| (o.destination, o.bytes.to_vec()));
                     prop_assert_eq!(front, want.pop_front());
                     queue.pop();
                     continue;
                 }
                 let before = queue.len();
-                if !queue.push(0, output(destination, &bytes)) {
+                if !queue.push(output(destination, &bytes)) {
                     continue;
                 }
                 match want.back_mut() {

@@ -233,6 +233,8 @@ impl<V: Vcpu> Machine<V> {
         let point = self.at_entry();
         if let Some(recorder) = self.door.recorder() {
             recorder.output(point);
+            let position = recorder.position();
+            self.door.noted(position);
         }
     }
 

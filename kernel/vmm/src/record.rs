@@ -11,6 +11,7 @@ use crate::log::ring::{RING_BYTES, Ring};
 use crate::log::{
     Answer, Encoder, End, Input, MemoryPart, OutputKind, Point, Sink, Snapshot, What,
 };
+use crate::output::{Destination, Output};
 
 /// Bytes that must be free before the guest runs on: an exit's answers (an INS of 4096 elements from a clock), an
 /// input of the greatest size and its company.
@@ -33,6 +34,8 @@ const MEMORY_NS: u64 = 200_000_000;
 #[derive(Clone)]
 pub struct Produced {
     bytes: u32,
+    /// Some of them are frames.
+    frames: bool,
     hash: Xxh3Default,
     /// Guest time of the first of them.
     since: GuestTime,
@@ -42,6 +45,7 @@ impl Default for Produced {
     fn default() -> Self {
         Self {
             bytes: 0,
+            frames: false,
             hash: Xxh3Default::new(),
             since: GuestTime(0),
         }
@@ -50,24 +54,42 @@ impl Default for Produced {
 
 impl Produced {
     /// The guest has put out `bytes` at `now`.
-    pub fn add(&mut self, now: GuestTime, bytes: &[u8]) {
-        if self.bytes == 0 {
+    pub fn add(&mut self, now: GuestTime, output: Output<'_>) {
+        let Output { destination, bytes } = output;
+        if self.is_empty() {
             self.since = now;
+        }
+        if let Destination::Network(nic) = destination {
+            self.frames = true;
+            self.hash.update(&[nic]);
+            self.hash.update(&(bytes.len() as u32).to_le_bytes());
         }
         self.bytes = self.bytes.saturating_add(bytes.len() as u32);
         self.hash.update(bytes);
     }
 
-    /// Whether they are to be noted at `now`.
+    /// Whether they are to be noted at `now`: frames do not wait.
     #[inline]
     pub fn is_due(&self, now: GuestTime) -> bool {
-        self.bytes != 0 && (self.bytes >= OUTPUT_BYTES || now.since(self.since) >= OUTPUT_NS)
+        self.frames
+            || self.bytes >= OUTPUT_BYTES
+            || self.bytes != 0 && now.since(self.since) >= OUTPUT_NS
     }
 
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.bytes == 0 && !self.frames
+    }
+
+    /// Where they go.
+    #[must_use]
+    pub fn kind(&self) -> OutputKind {
+        if self.frames {
+            OutputKind::Network
+        } else {
+            OutputKind::Console
+        }
     }
 
     /// Number of bytes and their digest; none are left.
@@ -232,9 +254,10 @@ impl Recorder {
 
     /// Notes the output of before `point`.
     pub fn output(&mut self, point: Point) {
+        let kind = self.produced.kind();
         let (length, digest) = self.produced.take();
         let what = What::Output {
-            kind: OutputKind::Console,
+            kind,
             length,
             digest,
             check: self.digest.value(),
@@ -316,6 +339,7 @@ impl Recorder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
 
     #[test]
     fn memory_is_gone_through_again_and_again_and_untouched_pages_are_passed_over() {
@@ -328,5 +352,28 @@ mod tests {
         let parts: [_; 5] = core::array::from_fn(|_| recorder.next_part(6, untouched));
         assert_eq!(parts, [0..1, 1..4, 4..5, 5..6, 0..1]);
         assert!(!recorder.memory_is_due());
+    }
+
+    #[test]
+    fn frames_are_told_apart_by_their_card_and_their_ends() {
+        let digest = |outputs: &[(Destination, &[u8])]| {
+            let mut produced = Produced::default();
+            for (destination, bytes) in outputs {
+                let (destination, bytes) = (*destination, *bytes);
+                produced.add(GuestTime(0), Output { destination, bytes });
+            }
+            (produced.kind(), produced.take())
+        };
+        let frame = |nic| Destination::Network(nic);
+        let base = digest(&[(frame(0), b"abcd")]);
+        assert_eq!(base.0, OutputKind::Network);
+        assert_ne!(digest(&[(frame(1), b"abcd")]), base);
+        assert_ne!(digest(&[(frame(0), b"ab"), (frame(0), b"cd")]), base);
+        assert_ne!(digest(&[(Destination::Serial, b"abcd")]), base);
+        let serial = |texts: &[&[u8]]| {
+            let outputs: Vec<_> = texts.iter().map(|t| (Destination::Serial, *t)).collect();
+            digest(&outputs)
+        };
+        assert_eq!(serial(&[b"ab", b"cd"]), serial(&[b"abcd"]));
     }
 }

@@ -35,6 +35,7 @@ mod input {
 }
 
 const OUTPUT_CONSOLE: u64 = 0;
+const OUTPUT_NETWORK: u64 = 1;
 
 /// What a check carries.
 const CHECK_SNAPSHOT: u64 = 1 << 0;
@@ -150,12 +151,16 @@ impl Encoder {
         match what {
             What::Input { check, input } => self.input(to, point, *check, input),
             What::Output {
-                kind: OutputKind::Console,
+                kind,
                 length,
                 digest,
                 check,
             } => {
-                put_first(to, kind::OUTPUT, OUTPUT_CONSOLE);
+                let kind = match kind {
+                    OutputKind::Console => OUTPUT_CONSOLE,
+                    OutputKind::Network => OUTPUT_NETWORK,
+                };
+                put_first(to, kind::OUTPUT, kind);
                 self.point(to, point);
                 put_varint(to, u64::from(*length));
                 put_u64(to, *digest);
@@ -393,10 +398,14 @@ impl<'a> Reader<'a> {
                 let input = self.input(value)?;
                 Entry::Placed(point, What::Input { check, input })
             }
-            kind::OUTPUT if value == OUTPUT_CONSOLE => {
+            kind::OUTPUT if value <= OUTPUT_NETWORK => {
                 let point = self.point(exits)?;
                 let what = What::Output {
-                    kind: OutputKind::Console,
+                    kind: if value == OUTPUT_NETWORK {
+                        OutputKind::Network
+                    } else {
+                        OutputKind::Console
+                    },
                     length: u32::try_from(self.varint()?).map_err(|_| DecodeError::Number)?,
                     digest: self.u64()?,
                     check: self.u64()?,

@@ -119,6 +119,8 @@ pub enum Input {
 pub enum OutputKind {
     /// The guest's console.
     Console,
+    /// The network, and perhaps the console too.
+    Network,
 }
 
 /// A register file, for a reader.
@@ -185,7 +187,8 @@ pub enum What {
         /// What.
         input: Input,
     },
-    /// The guest has produced output since the entry before of its kind.
+    /// The guest has produced output since the entry before of this sort. What it was may leave when this entry is held
+    /// elsewhere.
     Output {
         /// Where it goes.
         kind: OutputKind,

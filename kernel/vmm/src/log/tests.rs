@@ -36,8 +36,12 @@ fn any_what() -> impl Strategy<Value = What> {
     });
     prop_oneof![
         (any::<u16>(), any_input()).prop_map(|(check, input)| What::Input { check, input }),
-        any::<(u32, u64, u64)>().prop_map(|(length, digest, check)| What::Output {
-            kind: OutputKind::Console,
+        any::<(bool, u32, u64, u64)>().prop_map(|(frames, length, digest, check)| What::Output {
+            kind: if frames {
+                OutputKind::Network
+            } else {
+                OutputKind::Console
+            },
             length,
             digest,
             check,
