@@ -14,7 +14,7 @@ use super::{
     HUNG_NS, Half, Link, Mac, Nic, NotSent, Received, Registers, Ring, RingMemory, StartError,
 };
 use descriptor::Fault;
-use registers::{Causes, ReceiveControl, RingRegisters, Status};
+use registers::{Causes, ReceiveControl, RingRegisters, Status, TransmitControl};
 
 /// Received descriptors that are given back to the card at once: the register is worth a frame's time.
 const GIVE_BACK: usize = 32;
@@ -348,6 +348,12 @@ impl<R: Registers, M: RingMemory> Nic for Intel<R, M> {
             return Some(Event::Link(link));
         }
         if self.power == Power::Muted || !self.hangs(now) {
+            return None;
+        }
+        let control = TransmitControl::from_bits_retain(self.registers.read(registers::TCTL));
+        if !control.contains(TransmitControl::ENABLE) {
+            // Muted past the driver, for good.
+            self.power = Power::Muted;
             return None;
         }
         self.counters.restarts += 1;

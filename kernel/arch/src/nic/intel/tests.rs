@@ -442,6 +442,22 @@ fn a_muted_card_sends_nothing_ever_again() {
 }
 
 #[test]
+fn a_card_that_was_muted_past_its_driver_stays_so() {
+    for family in FAMILIES {
+        let (mut driver, card) = started(family);
+        card.0.borrow_mut().set(reg::TCTL, reg::TCTL_MUTE);
+        driver.transmit(&frame(MAC, 1, 60)).expect("is taken");
+        driver.flush();
+        assert_eq!(driver.check(0), None);
+        assert_eq!(driver.check(HUNG_NS), None);
+        assert_eq!(card.0.borrow().get(reg::TCTL), reg::TCTL_MUTE);
+        assert_eq!(driver.counters().restarts, 0);
+        assert_eq!(driver.transmit(&frame(MAC, 1, 60)), Err(NotSent::Off));
+        assert_eq!(card.0.borrow().wire.len(), 0);
+    }
+}
+
+#[test]
 fn a_stopped_card_does_nothing() {
     for family in FAMILIES {
         let (mut driver, card) = started(family);
