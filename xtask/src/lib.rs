@@ -14,4 +14,5 @@ pub mod recording;
 pub mod serial;
 pub mod simd;
 pub mod verbs;
+pub mod wire;
 pub mod workspace;

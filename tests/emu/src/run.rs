@@ -179,6 +179,7 @@ pub fn start(
         disk,
         memory_mib: specimen.memory_mib,
         processor: specimen.processor,
+        nics: Vec::new(),
     };
     let outcome = lab.run(name, &machine, specimen.typist)?;
     if matches!(outcome.end, End::Success | End::Failure) {

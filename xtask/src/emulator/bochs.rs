@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use super::{Machine, Processor, command};
+use crate::wire::At;
 
 /// The program, from Debian's `bochs`.
 pub const PROGRAM: &str = "bochs";
@@ -21,7 +22,8 @@ pub const PROGRAM: &str = "bochs";
 /// The configuration file of one run. The first serial port connects to `serial_port` on this host.
 ///
 /// `count=1` makes counting exact (Debian's extension of the processor option). The speaker and a real sound
-/// driver would block a machine without sound; `sync=none` lets idle time pass at once.
+/// driver would block a machine without sound; `sync=none` lets idle time pass at once, which a machine with somebody
+/// on its wire must not do.
 #[must_use]
 pub fn configuration(machine: &Machine, serial_port: u16, directory: &Path) -> String {
     // Bochs cannot take features from a model: these lack what the tests want to be missing.
@@ -30,6 +32,12 @@ pub fn configuration(machine: &Machine, serial_port: u16, directory: &Path) -> S
         Processor::NoVirtualization => "athlon64_clawhammer",
         Processor::NoNestedPaging => "core2_penryn_t9600",
     };
+    let sync = if machine.nics.is_empty() {
+        "none"
+    } else {
+        "slowdown"
+    };
+    let (slots, cards) = cards(machine);
     format!(
         "\
 display_library: term
@@ -37,12 +45,12 @@ megs: {memory}
 cpu: model={model}, count=1, ips=100000000, reset_on_triple_fault=0
 romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot
 vgaromimage: file=/usr/share/vgabios/vgabios.bin
-pci: enabled=1, chipset=i440fx
-ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+pci: enabled=1, chipset=i440fx{slots}
+{cards}ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
 ata0-master: type=disk, mode=flat, path=\"{disk}\"
 boot: disk
 com1: enabled=1, mode=socket-client, dev=localhost:{serial_port}
-clock: sync=none, time0=1000000000
+clock: sync={sync}, time0=1000000000
 plugin_ctrl: speaker=0, gameport=0, parallel=0
 sound: driver=dummy
 port_e9_hack: enabled=1
@@ -58,6 +66,23 @@ debug: action=ignore
     )
 }
 
+/// The network cards: what is added to the option `pci`, and lines of their own. A card takes one frame in each
+/// millisecond of the machine's time.
+fn cards(machine: &Machine) -> (String, String) {
+    let (mut slots, mut cards) = (String::new(), String::new());
+    for (number, nic) in machine.nics.iter().enumerate() {
+        // Others are refused by `Machine::check_nics`.
+        if let At::Udp(port) = nic.plug.at {
+            slots += &format!(", slot{}=e1000", number + 1);
+            cards += &format!(
+                "e1000: card={number}, enabled=1, mac={}, ethmod=socket, ethdev={port}\n",
+                nic.mac
+            );
+        }
+    }
+    (slots, cards)
+}
+
 /// A started Bochs.
 pub struct Bochs {
     /// The process.
@@ -70,8 +95,10 @@ pub struct Bochs {
 ///
 /// # Errors
 ///
-/// A file cannot be written, there is no pseudo-terminal, or Bochs does not start.
+/// Bochs does not have the machine's network cards, a file cannot be written, there is no pseudo-terminal, or Bochs
+/// does not start.
 pub fn start(machine: &Machine, directory: &Path) -> Result<Bochs> {
+    machine.check_nics()?;
     let serial = SerialListener::new()?;
     let port = serial.listener.local_addr()?.port();
     let configuration_file = directory.join("bochsrc");
@@ -165,7 +192,9 @@ impl SerialListener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emulator::Platform;
+    use crate::emulator::{Nic, NicModel, Platform};
+    use crate::wire::Plug;
+    use arch::nic::Mac;
     use boot::Firmware;
 
     #[test]
@@ -176,6 +205,7 @@ mod tests {
             disk: "/disks/x.img".into(),
             memory_mib: 640,
             processor: Processor::Full,
+            nics: Vec::new(),
         };
         let text = configuration(&machine, 4711, Path::new("/run/y"));
         for line in [
@@ -183,6 +213,8 @@ mod tests {
             "ata0-master: type=disk, mode=flat, path=\"/disks/x.img\"",
             "com1: enabled=1, mode=socket-client, dev=localhost:4711",
             "log: \"/run/y/bochs.log\"",
+            "pci: enabled=1, chipset=i440fx",
+            "clock: sync=none, time0=1000000000",
         ] {
             assert!(
                 text.lines().any(|l| l == line),
@@ -190,6 +222,39 @@ mod tests {
             );
         }
         assert!(text.contains("count=1"), "counting is exact only so");
+    }
+
+    #[test]
+    fn cards_lead_to_their_ports_and_time_does_not_run_away() {
+        let wire = crate::wire::Wire::start(0).unwrap();
+        let nic = |last, udp| Nic {
+            mac: Mac([2, 0, 0, 0, 0, last]),
+            model: NicModel::E1000,
+            plug: Plug {
+                port: wire.endpoint("x").unwrap().port(),
+                at: At::Udp(udp),
+            },
+        };
+        let machine = Machine {
+            platform: Platform::Bochs,
+            firmware: Firmware::Bios,
+            disk: "x".into(),
+            memory_mib: 640,
+            processor: Processor::Full,
+            nics: vec![nic(1, 20_000), nic(2, 20_002)],
+        };
+        let text = configuration(&machine, 4711, Path::new("/run/y"));
+        for line in [
+            "pci: enabled=1, chipset=i440fx, slot1=e1000, slot2=e1000",
+            "e1000: card=0, enabled=1, mac=02:00:00:00:00:01, ethmod=socket, ethdev=20000",
+            "e1000: card=1, enabled=1, mac=02:00:00:00:00:02, ethmod=socket, ethdev=20002",
+            "clock: sync=slowdown, time0=1000000000",
+        ] {
+            assert!(
+                text.lines().any(|l| l == line),
+                "{line} is missing:\n{text}"
+            );
+        }
     }
 
     #[test]

@@ -9,7 +9,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 
+use anyhow::{Result, bail, ensure};
+use arch::nic::Mac;
 use boot::Firmware;
+
+use crate::wire::{At, Plug};
 
 /// Which machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -68,6 +72,76 @@ pub struct Machine {
     pub memory_mib: u32,
     /// What its processor offers.
     pub processor: Processor,
+    /// Its network cards, in the order of their PCI places.
+    pub nics: Vec<Nic>,
+}
+
+/// The most network cards of a Bochs.
+pub const MAX_BOCHS_NICS: usize = 3;
+
+/// A network card of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nic {
+    /// Its address. In Bochs a card receives only frames for this and for all.
+    pub mac: Mac,
+    /// Which card.
+    pub model: NicModel,
+    /// Where it leads.
+    pub plug: Plug,
+}
+
+/// The network cards that emulators have; Bochs has only the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NicModel {
+    /// Intel 82540EM.
+    #[default]
+    E1000,
+    /// Intel 82574L.
+    E1000e,
+    /// virtio-net over PCI.
+    Virtio,
+}
+
+impl NicModel {
+    /// QEMU's name for it.
+    #[must_use]
+    pub fn qemu(self) -> &'static str {
+        match self {
+            NicModel::E1000 => "e1000",
+            NicModel::E1000e => "e1000e",
+            NicModel::Virtio => "virtio-net-pci",
+        }
+    }
+}
+
+impl Machine {
+    /// Whether the emulator has the network cards, and can reach their ports.
+    ///
+    /// # Errors
+    ///
+    /// The first that it does not have, or that leads to a port for another emulator.
+    pub fn check_nics(&self) -> Result<()> {
+        let bochs = self.platform == Platform::Bochs;
+        ensure!(
+            !bochs || self.nics.len() <= MAX_BOCHS_NICS,
+            "bochs has at most {MAX_BOCHS_NICS} network cards, not {}",
+            self.nics.len()
+        );
+        for Nic { mac, model, plug } in &self.nics {
+            ensure!(
+                !bochs || *model == NicModel::E1000,
+                "bochs has only e1000 as network card, not {} ({mac})",
+                model.qemu()
+            );
+            match (&plug.at, bochs) {
+                (At::Udp(_), true) | (At::Paths { .. }, false) => {}
+                (At::Udp(_) | At::Paths { .. }, _) => {
+                    bail!("the card {mac} leads to a port for another emulator")
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A command for an emulator that ends when the thread that starts it does: otherwise it would outlive an `xtask` that
@@ -149,6 +223,54 @@ mod tests {
         assert_eq!(end(Platform::Bochs, 1, ""), End::Failure);
         assert_eq!(end(Platform::Bochs, 1, "x\nduet: panic: y"), End::Panic);
         assert_eq!(end(Platform::Bochs, 0, LAST_LINE), End::Success);
+    }
+
+    fn machine(platform: Platform, plugged_for: Platform, models: &[NicModel]) -> Machine {
+        let at = match plugged_for {
+            Platform::Bochs => At::Udp(20_000),
+            Platform::Qemu | Platform::Kvm => At::Paths {
+                machine: "/m".into(),
+                wire: "/w".into(),
+            },
+        };
+        let port = crate::wire::Wire::start(0)
+            .and_then(|wire| wire.endpoint("x"))
+            .unwrap()
+            .port();
+        let nic = |&model| Nic {
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            model,
+            plug: Plug {
+                port,
+                at: at.clone(),
+            },
+        };
+        Machine {
+            platform,
+            firmware: Firmware::Bios,
+            disk: "x".into(),
+            memory_mib: 1,
+            processor: Processor::Full,
+            nics: models.iter().map(nic).collect(),
+        }
+    }
+
+    #[test]
+    fn cards_that_an_emulator_lacks_are_named() {
+        use NicModel::{E1000, E1000e, Virtio};
+        use Platform::{Bochs, Qemu};
+        let check = |platform, plugged_for, models: &[NicModel]| {
+            let checked = machine(platform, plugged_for, models).check_nics();
+            checked.map_err(|error| error.to_string())
+        };
+        assert_eq!(check(Qemu, Qemu, &[E1000, E1000e, Virtio, E1000]), Ok(()));
+        assert_eq!(check(Bochs, Bochs, &[E1000; 3]), Ok(()));
+        let error = check(Bochs, Bochs, &[E1000; 4]).unwrap_err();
+        assert!(error.contains("at most 3"), "{error}");
+        let error = check(Bochs, Bochs, &[E1000, Virtio]).unwrap_err();
+        assert!(error.contains("virtio-net-pci"), "{error}");
+        assert!(check(Qemu, Bochs, &[E1000]).is_err());
+        assert!(check(Bochs, Qemu, &[E1000]).is_err());
     }
 
     #[test]

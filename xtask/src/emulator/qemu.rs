@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use boot::Firmware;
 
-use super::{Machine, Platform, Processor};
+use super::{Machine, Nic, Platform, Processor};
+use crate::wire::At;
 
 /// The program, from Debian's `qemu-system-x86`.
 pub const PROGRAM: &str = "qemu-system-x86_64";
@@ -74,7 +75,29 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
     }
     line.push("-drive".into());
     line.push(file_option("if=ide,format=raw,file=", &machine.disk));
+    for (number, nic) in machine.nics.iter().enumerate() {
+        line.extend(card(number, nic));
+    }
     line
+}
+
+/// The arguments for the network card of this number. It has no option ROM: nothing is booted from it.
+fn card(number: usize, nic: &Nic) -> Vec<OsString> {
+    let At::Paths { machine, wire } = &nic.plug.at else {
+        // Refused by `Machine::check_nics`.
+        return Vec::new();
+    };
+    let mut net = file_option(
+        &format!("dgram,id=net{number},local.type=unix,local.path="),
+        machine,
+    );
+    net.push(file_option(",remote.type=unix,remote.path=", wire));
+    let device = format!(
+        "{},netdev=net{number},mac={},romfile=",
+        nic.model.qemu(),
+        nic.mac
+    );
+    vec!["-netdev".into(), net, "-device".into(), device.into()]
 }
 
 /// `file=` takes a comma in a path doubled.
@@ -90,8 +113,9 @@ fn variables(directory: &Path) -> std::path::PathBuf {
 ///
 /// # Errors
 ///
-/// The UEFI firmware is not installed.
+/// The UEFI firmware is not installed, or QEMU does not have the machine's network cards.
 pub fn prepare(machine: &Machine, directory: &Path) -> Result<()> {
+    machine.check_nics()?;
     if machine.firmware == Firmware::Uefi {
         std::fs::copy(FIRMWARE_VARIABLES, variables(directory))
             .with_context(|| format!("UEFI firmware {FIRMWARE_VARIABLES} (package ovmf)"))?;
@@ -149,10 +173,36 @@ mod tests {
             disk: PathBuf::from("/disks/a,b.img"),
             memory_mib: 768,
             processor: Processor::Full,
+            nics: Vec::new(),
         };
         let arguments = arguments(&machine, serial, Path::new("/run/x"));
         let words: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
         words.join(" ")
+    }
+
+    #[test]
+    fn cards_lead_to_their_ports() {
+        let wire = crate::wire::Wire::start(0).unwrap();
+        let nic = Nic {
+            mac: arch::nic::Mac([2, 0, 0, 0, 0, 1]),
+            model: crate::emulator::NicModel::E1000e,
+            plug: crate::wire::Plug {
+                port: wire.endpoint("x").unwrap().port(),
+                at: At::Paths {
+                    machine: "/a,b/m".into(),
+                    wire: "/w".into(),
+                },
+            },
+        };
+        assert_eq!(
+            card(1, &nic),
+            [
+                "-netdev",
+                "dgram,id=net1,local.type=unix,local.path=/a,,b/m,remote.type=unix,remote.path=/w",
+                "-device",
+                "e1000e,netdev=net1,mac=02:00:00:00:00:01,romfile=",
+            ]
+        );
     }
 
     #[test]

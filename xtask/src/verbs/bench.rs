@@ -102,6 +102,7 @@ fn measure(platform: Platform) -> Result<String> {
         disk,
         memory_mib: 512,
         processor: Processor::Full,
+        nics: Vec::new(),
     };
     let log = directory.join(format!("{platform}.log"));
     let outcome = progress::step("running the bench guest", || {

@@ -217,6 +217,7 @@ pub(super) fn on_duet(
         disk,
         memory_mib: 2 * MEMORY_MIB,
         processor: Processor::Full,
+        nics: Vec::new(),
     };
     let outcome = progress::step("Linux on Duet", || batch::run(&machine, log, TIMEOUT))?;
     ensure!(

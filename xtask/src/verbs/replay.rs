@@ -203,6 +203,7 @@ fn start(
         disk: disk.clone(),
         memory_mib: arguments.mem,
         processor: Processor::Full,
+        nics: Vec::new(),
     })?;
     Ok((end, disk))
 }

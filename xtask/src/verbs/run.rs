@@ -74,6 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         disk,
         memory_mib: arguments.mem,
         processor: Processor::Full,
+        nics: Vec::new(),
     })?;
     report(&end)
 }
