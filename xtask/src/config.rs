@@ -1,17 +1,23 @@
 //! Writes the `duet.toml` of a run in an emulator.
 
 use anyhow::{Context, Result};
+use arch::nic::Mac;
 use serde::Serialize;
 
 use crate::emulator::Platform;
 use crate::guests::{Format, Guest};
 use crate::linux::{self, Linux};
 
+/// The host's card that a guest has for itself.
+const NIC: &str = "guest";
+
 #[derive(Serialize)]
 struct File {
     node: Node,
     log: Log,
     host: Host,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nic: Vec<Nic>,
     vm: Vec<Vm>,
 }
 
@@ -29,6 +35,19 @@ struct Log {
 struct Host {
     when_idle: &'static str,
     emulator_exit: &'static str,
+}
+
+#[derive(Serialize)]
+struct Nic {
+    name: String,
+    role: &'static str,
+    mac: String,
+}
+
+#[derive(Serialize)]
+struct VmNic {
+    mac: String,
+    nic: String,
 }
 
 #[derive(Serialize)]
@@ -53,6 +72,8 @@ struct Vm {
     instruction_limit: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_limit: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nic: Vec<VmNic>,
 }
 
 /// The configuration that runs `guests` and then ends the emulator.
@@ -61,7 +82,7 @@ struct Vm {
 ///
 /// The hypervisor would refuse it: what `guests.toml` says of a guest is contradictory.
 pub fn compose(platform: Platform, guests: &[Guest]) -> Result<String> {
-    text(platform, guests.iter().map(vm).collect()).context("made of guests.toml")
+    text(platform, Vec::new(), guests.iter().map(vm).collect()).context("made of guests.toml")
 }
 
 /// The configuration that runs a Linux guest named "linux" and then ends the emulator.
@@ -70,10 +91,16 @@ pub fn compose(platform: Platform, guests: &[Guest]) -> Result<String> {
 ///
 /// The hypervisor would refuse it: the command line is too long, or the memory too large.
 pub fn compose_linux(platform: Platform, guest: &Linux) -> Result<String> {
-    text(platform, vec![linux_vm(guest)])
+    let host_nic = |mac: &Mac| Nic {
+        name: NIC.to_owned(),
+        role: "guest",
+        mac: mac.to_string(),
+    };
+    let nics = guest.mac.iter().map(host_nic).collect();
+    text(platform, nics, vec![linux_vm(guest)])
 }
 
-fn text(platform: Platform, vm: Vec<Vm>) -> Result<String> {
+fn text(platform: Platform, nic: Vec<Nic>, vm: Vec<Vm>) -> Result<String> {
     let file = File {
         node: Node { name: "duet-a" },
         log: Log { level: "info" },
@@ -81,6 +108,7 @@ fn text(platform: Platform, vm: Vec<Vm>) -> Result<String> {
             when_idle: "poweroff",
             emulator_exit: platform.emulator_exit(),
         },
+        nic,
         vm,
     };
     let text = toml::to_string(&file).context("duet.toml")?;
@@ -103,6 +131,14 @@ fn linux_vm(guest: &Linux) -> Vm {
         console: Some("serial"),
         instruction_limit: guest.instruction_limit,
         exit_limit: None,
+        nic: guest
+            .mac
+            .iter()
+            .map(|mac| VmNic {
+                mac: mac.to_string(),
+                nic: NIC.to_owned(),
+            })
+            .collect(),
     }
 }
 
@@ -124,6 +160,7 @@ fn vm(guest: &Guest) -> Vm {
         console: None,
         instruction_limit: Some(guest.limit()),
         exit_limit: guest.exit_limit,
+        nic: Vec::new(),
     }
 }
 
@@ -157,6 +194,7 @@ mod tests {
             kernel: "k".into(),
             initrd: Some("i".into()),
             cmdline: "console=ttyS0 duet.run=\"a 'b'\"".to_owned(),
+            mac: None,
             instruction_limit: None,
         };
         let parse = |guest: &Linux| {
@@ -177,6 +215,10 @@ mod tests {
         let parsed = parse(&guest);
         assert_eq!(parsed.image.files().count(), 1);
         assert_eq!(parsed.limits.instructions, Some(7));
+
+        assert!(parsed.nics.is_empty());
+        guest.mac = Some(Mac([2, 0, 0, 0, 0, 9]));
+        assert_eq!(parse(&guest).nics[0].mac, Mac([2, 0, 0, 0, 0, 9]));
 
         guest.cmdline = "x".repeat(3000);
         let error = format!("{:#}", compose_linux(Platform::Qemu, &guest).unwrap_err());

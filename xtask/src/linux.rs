@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use arch::nic::Mac;
 use boot::GuestFile;
 
 /// The kernel's name among the guest files.
@@ -20,6 +21,9 @@ pub struct Linux {
     pub initrd: Option<PathBuf>,
     /// Its command line.
     pub cmdline: String,
+    /// The address of its network card, if it has one. It has a card of the host's for itself, with the same address, since
+    /// one in Bochs takes no frames for others.
+    pub mac: Option<Mac>,
     /// The host stops it after so many instructions.
     pub instruction_limit: Option<u64>,
 }

@@ -79,6 +79,7 @@ pub fn judge_linux(platform: Platform, firmware: Firmware, replays: usize) -> Ju
         kernel: files.kernel,
         initrd: Some(files.initrd),
         cmdline: debian::cmdline_running(&one_line(SCRIPT))?,
+        mac: None,
         instruction_limit: None,
     };
     let tables = format!("\n[test]\nreplays = {replays}\nslices = 11\n");

@@ -202,6 +202,7 @@ pub(super) fn on_duet(
         kernel: files.kernel.clone(),
         initrd: Some(files.initrd.clone()),
         cmdline: debian::cmdline_running(script)?,
+        mac: None,
         instruction_limit: None,
     };
     let payload = Payload {

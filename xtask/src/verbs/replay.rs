@@ -7,7 +7,7 @@ use boot::{Firmware, GuestFile, Payload};
 use clap::Parser;
 use vmm::log::Point;
 
-use super::run::{self, Guest};
+use super::run::{self, Guest, Network};
 use crate::artifacts::{Artifacts, seed};
 use crate::emulator::{End, Machine, Platform, Processor, interactive};
 use crate::needs::{self, Need};
@@ -100,11 +100,11 @@ fn record(arguments: &Record) -> Result<()> {
     } else {
         "batch"
     };
-    let (config, files) = prepare(&arguments.guest)?;
+    let (config, files, network) = prepare(&arguments.guest)?;
     let config = edit(&config, |vm| {
         vm.insert("record".to_owned(), checks.into());
     })?;
-    let (end, disk) = start(&arguments.guest, config, files)?;
+    let (end, disk) = start(&arguments.guest, config, files, network.as_ref())?;
     let log = boot::read_log(&disk)?.context("the host left no log")?;
     let recording = Recording {
         arguments: words(&arguments.guest)?,
@@ -122,7 +122,7 @@ fn record(arguments: &Record) -> Result<()> {
 fn replay(arguments: &Replay) -> Result<()> {
     let recording = Recording::read(&arguments.file)?;
     let guest = guest(&recording)?;
-    let (config, mut files) = prepare(&guest)?;
+    let (config, mut files, network) = prepare(&guest)?;
     let config = edit(&config, |vm| {
         vm.insert("replay".to_owned(), LOG_FILE.into());
         match arguments.stop_at {
@@ -146,7 +146,8 @@ fn replay(arguments: &Replay) -> Result<()> {
         name: LOG_FILE.to_owned(),
         path: log,
     });
-    let (end, _) = start(&guest, config, files)?;
+    // Nothing comes from there, but the host has to have the card that the guest's is connected to.
+    let (end, _) = start(&guest, config, files, network.as_ref())?;
     match end {
         End::Failure => {
             bail!("the replay is not the recorded run, or the log does not fit: see above")
@@ -161,12 +162,14 @@ fn output(platform: Platform) -> Result<PathBuf> {
 }
 
 /// Checks what can be checked, and makes what is missing.
-fn prepare(arguments: &run::Arguments) -> Result<(String, Vec<GuestFile>)> {
+fn prepare(arguments: &run::Arguments) -> Result<(String, Vec<GuestFile>, Option<Network>)> {
     let guest = Guest::choose(arguments)?;
     run::check_platform(arguments.platform, Firmware::Bios)?;
     needs::ensure(&needs::BUILD)?;
     needs::ensure(&Need::of_platform(arguments.platform, false))?;
-    guest.files(arguments)
+    let network = Network::of(arguments, &guest)?;
+    let (config, files) = guest.files(arguments, network.as_ref())?;
+    Ok((config, files, network))
 }
 
 /// Changes the first guest of a configuration.
@@ -188,6 +191,7 @@ fn start(
     arguments: &run::Arguments,
     config: String,
     files: Vec<GuestFile>,
+    network: Option<&Network>,
 ) -> Result<(End, PathBuf)> {
     let payload = Payload {
         config,
@@ -203,7 +207,7 @@ fn start(
         disk: disk.clone(),
         memory_mib: arguments.mem,
         processor: Processor::Full,
-        nics: Vec::new(),
+        nics: Network::nics(network),
     })?;
     Ok((end, disk))
 }
@@ -223,6 +227,12 @@ fn words(arguments: &run::Arguments) -> Result<Vec<String>> {
         "--mem".to_owned(),
         arguments.mem.to_string(),
     ];
+    if arguments.net {
+        words.push("--net".to_owned());
+    }
+    for port in &arguments.forward {
+        words.push(format!("--forward={port}"));
+    }
     for (option, text) in [
         ("--guest", &arguments.guest),
         ("--cmdline", &arguments.cmdline),
@@ -278,7 +288,13 @@ mod tests {
         let initrd = tempfile::NamedTempFile::new().unwrap();
         let path = initrd.path().canonicalize().unwrap();
         let options = ["record", "f", "--platform", "bochs", "--mem", "400"];
-        let more = ["--initrd", path.to_str().unwrap(), "--cmdline=-x --y"];
+        let more = [
+            "--initrd",
+            path.to_str().unwrap(),
+            "--cmdline=-x --y",
+            "--net",
+            "--forward=80",
+        ];
         let Verb::Record(record) = parse(&[&options[..], &more].concat()) else {
             panic!("not a record");
         };
@@ -289,6 +305,7 @@ mod tests {
         let guest = guest(&recording).unwrap();
         assert_eq!(guest.initrd, Some(path));
         assert_eq!(guest.cmdline.as_deref(), Some("-x --y"));
+        assert_eq!((guest.net, guest.forward), (true, vec![80]));
         assert_eq!((guest.mem, guest.platform), (400, record.guest.platform));
     }
 

@@ -1,21 +1,30 @@
 //! `cargo xtask run`: Duet in an emulator, its serial port on the terminal.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use arch::nic::Mac;
 use boot::{Firmware, GuestFile, Payload};
 
 use super::image::{firmware, read_config};
 use crate::artifacts::{Artifacts, seed};
 use crate::debian::Debian;
-use crate::emulator::{End, Machine, Platform, Processor, interactive, qemu};
+use crate::emulator::{End, Machine, Nic, NicModel, Platform, Processor, interactive, qemu};
 use crate::guests::{self, Guests};
 use crate::linux::Linux;
 use crate::needs::{self, Need};
+use crate::wire::Wire;
+use crate::wire::gateway::{self, Gateway};
 use crate::{config, debian, workspace};
 
-/// The `--guest` that is made of Debian packages.
+/// The guests that are made of Debian packages: a shell, and a server.
 const LINUX: &str = "linux";
+const REDIS: &str = "redis";
+/// Where redis-server listens.
+const REDIS_PORT: u16 = 6379;
+/// Address of a guest's network card.
+const GUEST_MAC: Mac = Mac([0x52, 0x54, 0x00, 0xd0, 0xe7, 0x01]);
 
 /// Starts Duet in an emulator; Ctrl-A x ends it.
 #[derive(clap::Args, Debug)]
@@ -26,7 +35,8 @@ pub struct Arguments {
     /// By UEFI firmware instead of a BIOS (not in Bochs).
     #[arg(long)]
     pub uefi: bool,
-    /// "linux" for Debian's kernel with a shell, or a test guest of tests/guests/guests.toml [default: linux].
+    /// "linux" for Debian's kernel with a shell, "redis" for the same with redis-server and a network, or a test guest of
+    /// tests/guests/guests.toml [default: linux].
     #[arg(long, value_name = "NAME")]
     pub guest: Option<String>,
     /// A bzImage instead of Debian's kernel; it runs without an initrd unless there is --initrd.
@@ -41,6 +51,13 @@ pub struct Arguments {
     /// A configuration of your own instead of a guest; guest files are looked for beside it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["guest", "kernel", "initrd", "cmdline"])]
     pub config: Option<PathBuf>,
+    /// Gives the Linux guest a network card and an address, and leads a port of localhost, which is printed, to each of its
+    /// ports of --forward.
+    #[arg(long, conflicts_with = "config")]
+    pub net: bool,
+    /// A TCP port of the guest that can be reached; implies --net. May be given several times.
+    #[arg(long, value_name = "PORT", conflicts_with = "config")]
+    pub forward: Vec<u16>,
     /// Memory of the machine in MiB; a Linux guest gets half of it.
     #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub mem: u32,
@@ -60,7 +77,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     needs::ensure(&Need::of_platform(arguments.platform, arguments.uefi))?;
 
     let artifacts = Artifacts::build()?;
-    let (config, files) = guest.files(arguments)?;
+    let network = Network::of(arguments, &guest)?;
+    let (config, files) = guest.files(arguments, network.as_ref())?;
     let payload = Payload {
         config,
         files,
@@ -74,7 +92,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         disk,
         memory_mib: arguments.mem,
         processor: Processor::Full,
-        nics: Vec::new(),
+        nics: Network::nics(network.as_ref()),
     })?;
     report(&end)
 }
@@ -88,6 +106,8 @@ pub(super) enum Guest {
     Test(Box<guests::Guest>),
     /// Debian's kernel, or one of the user's own.
     Linux,
+    /// Debian's kernel and redis-server.
+    Redis,
 }
 
 impl Guest {
@@ -107,6 +127,7 @@ impl Guest {
         let given = for_linux.iter().find(|(_, given)| *given);
         match (arguments.guest.as_deref(), given) {
             (None | Some(LINUX), _) => Ok(Guest::Linux),
+            (Some(REDIS), _) => Ok(Guest::Redis),
             (Some(name), Some((option, _))) => {
                 bail!("{option} is for --guest {LINUX}, not for the test guest {name:?}")
             }
@@ -114,14 +135,18 @@ impl Guest {
                 let guests = Guests::load()?;
                 let guest = guests
                     .named(name)
-                    .with_context(|| format!("neither {LINUX:?} nor a test guest"))?;
+                    .with_context(|| format!("neither {LINUX:?}, {REDIS:?} nor a test guest"))?;
                 Ok(Guest::Test(Box::new(guest.clone())))
             }
         }
     }
 
     /// The configuration and the guest files; compiles or downloads what is missing.
-    pub(super) fn files(self, arguments: &Arguments) -> Result<(String, Vec<GuestFile>)> {
+    pub(super) fn files(
+        self,
+        arguments: &Arguments,
+        network: Option<&Network>,
+    ) -> Result<(String, Vec<GuestFile>)> {
         let platform = arguments.platform;
         match self {
             Guest::Configured(text, files) => Ok((text, files)),
@@ -130,16 +155,92 @@ impl Guest {
                 let images = guests::build(&Guests::load()?)?;
                 Ok((config, guests::files(&images, [&*guest])))
             }
-            Guest::Linux => {
-                let linux = linux(arguments, debian::prepare)?;
+            Guest::Linux | Guest::Redis => {
+                let (debian, cmdline): (fn() -> Result<Debian>, _) = match self {
+                    Guest::Redis => (
+                        debian::prepare_redis,
+                        format!("{} duet.service=redis", debian::CMDLINE),
+                    ),
+                    _ => (debian::prepare, debian::CMDLINE.to_owned()),
+                };
+                let mut linux = linux(arguments, debian, &cmdline)?;
+                if let Some(network) = network {
+                    linux.mac = Some(network.nic.mac);
+                    linux.cmdline = network.cmdline(&linux.cmdline);
+                }
                 Ok((config::compose_linux(platform, &linux)?, linux.files()))
             }
         }
     }
 }
 
+/// A network for a guest, as long as it runs.
+pub(super) struct Network {
+    nic: Nic,
+    address: Ipv4Addr,
+    _gateway: Gateway,
+    _wire: Wire,
+}
+
+impl Network {
+    /// The network of these arguments, if they ask for one; says how the guest is reached.
+    pub(super) fn of(arguments: &Arguments, guest: &Guest) -> Result<Option<Self>> {
+        let mut ports = arguments.forward.clone();
+        match guest {
+            Guest::Redis => ports.push(REDIS_PORT),
+            Guest::Linux if arguments.net || !ports.is_empty() => {}
+            Guest::Linux => return Ok(None),
+            Guest::Configured(..) | Guest::Test(_) => {
+                let asked = arguments.net || !ports.is_empty();
+                ensure!(!asked, "--net and --forward are for guests that are Linux");
+                return Ok(None);
+            }
+        }
+        let wire = Wire::start(0)?;
+        let gateway = Gateway::start(&wire)?;
+        let address = gateway.reserve(GUEST_MAC)?;
+        for port in ports {
+            let here = gateway.forward(0, SocketAddrV4::new(address, port))?;
+            println!("127.0.0.1:{here} leads to port {port} of the guest");
+            if port == REDIS_PORT {
+                println!("try: redis-cli -p {here} set a 1");
+            }
+        }
+        let plug = wire.plug(arguments.platform, "guest")?;
+        Ok(Some(Self {
+            nic: Nic {
+                mac: GUEST_MAC,
+                model: NicModel::default(),
+                plug,
+            },
+            address,
+            _gateway: gateway,
+            _wire: wire,
+        }))
+    }
+
+    /// The machine's cards.
+    pub(super) fn nics(network: Option<&Self>) -> Vec<Nic> {
+        network.iter().map(|network| network.nic.clone()).collect()
+    }
+
+    /// A kernel's command line that says the guest's address, too.
+    fn cmdline(&self, cmdline: &str) -> String {
+        let address = self.address;
+        format!(
+            "{cmdline} duet.ip={address}/{} duet.gateway={}",
+            gateway::PREFIX,
+            gateway::ADDRESS
+        )
+    }
+}
+
 /// The Linux guest of these arguments; `debian` is asked only if its kernel is to be used.
-fn linux(arguments: &Arguments, debian: impl FnOnce() -> Result<Debian>) -> Result<Linux> {
+fn linux(
+    arguments: &Arguments,
+    debian: impl FnOnce() -> Result<Debian>,
+    cmdline: &str,
+) -> Result<Linux> {
     let (kernel, initrd) = match &arguments.kernel {
         Some(kernel) => (kernel.clone(), arguments.initrd.clone()),
         None => {
@@ -154,7 +255,8 @@ fn linux(arguments: &Arguments, debian: impl FnOnce() -> Result<Debian>) -> Resu
         cmdline: arguments
             .cmdline
             .clone()
-            .unwrap_or_else(|| debian::CMDLINE.to_owned()),
+            .unwrap_or_else(|| cmdline.to_owned()),
+        mac: None,
         instruction_limit: None,
     })
 }
@@ -209,6 +311,7 @@ mod tests {
         assert!(matches!(choose(&[]), Guest::Linux));
         assert!(matches!(choose(&["--guest", "long"]), Guest::Test(guest) if guest.name == "long"));
         assert!(matches!(choose(&["--guest", "linux"]), Guest::Linux));
+        assert!(matches!(choose(&["--guest", "redis"]), Guest::Redis));
         assert!(matches!(choose(&["--cmdline", "x"]), Guest::Linux));
         let file = tempfile::NamedTempFile::new().unwrap();
         let path = file.path().to_str().unwrap();
@@ -240,7 +343,7 @@ mod tests {
                 initrd: "debian/initrd".into(),
             })
         };
-        let of = |options: &[&str]| linux(&arguments(options), debian).unwrap();
+        let of = |options: &[&str]| linux(&arguments(options), debian, debian::CMDLINE).unwrap();
         let paths = |linux: Linux| (linux.kernel, linux.initrd);
         let path = PathBuf::from;
         let default = of(&["--guest", "linux"]);
@@ -257,7 +360,7 @@ mod tests {
         assert_eq!(paths(mine), (path("debian/vmlinuz"), Some(path("i"))));
 
         let never = || -> Result<Debian> { bail!("not needed") };
-        let own = linux(&arguments(&["--kernel", "k"]), never).unwrap();
+        let own = linux(&arguments(&["--kernel", "k"]), never, "").unwrap();
         assert_eq!(paths(own), (path("k"), None));
     }
 }
