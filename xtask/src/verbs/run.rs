@@ -336,6 +336,25 @@ mod tests {
     }
 
     #[test]
+    fn a_network_is_for_guests_that_are_linux() {
+        let of = |options: &[&str]| {
+            let arguments = arguments(options);
+            Network::of(&arguments, &Guest::choose(&arguments).unwrap())
+        };
+        assert!(of(&[]).unwrap().is_none());
+        let error = of(&["--guest", "hello", "--net"]).err().unwrap();
+        assert!(error.to_string().contains("--net"), "{error}");
+        assert!(of(&["--guest", "hello", "--forward", "80"]).is_err());
+        for options in [&["--net"][..], &["--forward=80"], &["--guest", "redis"]] {
+            let network = of(options).unwrap().unwrap();
+            let words = network.cmdline("quiet");
+            assert_eq!(words, "quiet duet.ip=10.0.2.15/24 duet.gateway=10.0.2.2");
+            assert_eq!(Network::nics(Some(&network)).len(), 1);
+        }
+        assert!(Network::nics(None).is_empty());
+    }
+
+    #[test]
     fn files_of_the_users_own_replace_debians() {
         let debian = || {
             Ok(Debian {
