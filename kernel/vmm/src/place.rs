@@ -143,14 +143,12 @@ impl<V: Vcpu> Machine<V> {
         } else if recorder.point_is_due() || self.door.has_input() {
             self.land_soon();
         }
-        while self.stop.is_none() {
-            let deadline = self.board.deadline().filter(|d| *d <= silent_until);
-            let Some(deadline) = deadline else {
-                if now < silent_until {
-                    budget = budget.min(host.ticks(silent_until.since(now)));
-                }
-                break;
-            };
+        if now < silent_until {
+            budget = budget.min(host.ticks(silent_until.since(now)));
+        }
+        while self.stop.is_none()
+            && let Some(deadline) = self.board.deadline()
+        {
             match self.door.late(now, deadline) {
                 Err(left) => {
                     budget = budget.min(host.ticks(left));

@@ -448,3 +448,41 @@ fn accessed_bits_are_called_by_their_name() {
     assert!(page(1 << 6).contains("possible stale translation"));
     assert!(!page(1 << 5 | 1).contains("possible stale translation"));
 }
+
+#[test]
+fn a_guest_that_waits_wakes_long_after_the_last_entry() {
+    let script = [at(10, Exit::Hlt), at(10, Exit::Cpuid)];
+    let mut m = pc(
+        &script,
+        Mode::Recording(Box::new(Recorder::new(&[], false))),
+    );
+    let (mut door, mut host) = (Door::default(), TestHost::default());
+    // The timer's next interrupt comes after 300 ms.
+    let count = 300_000_000;
+    let written = m
+        .board
+        .write_msr(&mut host, &mut door, msr::X2APIC_BASE + 0x38, count);
+    written.expect("the timer's count");
+    m.run(&mut host, 1_000_000);
+    let until = m.idle_until().expect("it waits");
+    assert!((count - 1_000_000..=count + 1_000_000).contains(&until));
+    host.now_ns = until - 1;
+    m.run(&mut host, 1_000_000);
+    assert_eq!((m.idle_until(), m.point().exits), (Some(until), 1));
+    host.now_ns = until;
+    m.run(&mut host, 1_000_000);
+    assert_eq!(m.point().exits, 2);
+    let mut log = vec![0; 1 << 12];
+    let length = m.door.recorder().unwrap().take(&mut log);
+    let inputs = placed(&log[..length]);
+    let times = inputs.iter().filter(|(_, what)| {
+        matches!(
+            what,
+            What::Input {
+                input: Input::Time { .. },
+                ..
+            }
+        )
+    });
+    assert_eq!(times.count(), 1);
+}
