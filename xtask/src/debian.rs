@@ -4,7 +4,7 @@
 //! and made is kept: later runs need neither the network nor Debian's tools.
 
 mod initrd;
-mod redis;
+pub mod redis;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -72,29 +72,9 @@ pub fn prepare() -> Result<Debian> {
 pub fn prepare_redis() -> Result<Debian> {
     let base = prepare()?;
     let directory = output("debian")?;
-    let lock = File::create(directory.join("lock")).context("cannot lock")?;
-    lock.lock().context("cannot lock")?;
+    let lock = lock(&directory)?;
+    let packages = redis_packages(&directory)?;
     let initrd = directory.join("initrd-redis");
-    let kept = directory.join("redis");
-    let made = |packages: &Path| -> Result<Vec<PathBuf>> {
-        redis::PACKAGES
-            .iter()
-            .map(|name| package(packages, name))
-            .collect()
-    };
-    if made(&kept).is_err() {
-        let fresh = tempfile::tempdir_in(&directory)?;
-        download(fresh.path(), || {
-            Ok(redis::PACKAGES.map(str::to_owned).to_vec())
-        })?;
-        made(fresh.path())?;
-        if kept.exists() {
-            std::fs::remove_dir_all(&kept)?;
-        }
-        std::fs::rename(fresh.path(), &kept)
-            .with_context(|| format!("cannot create {}", kept.display()))?;
-    }
-    let packages = made(&kept)?;
     let stamp = directory.join("redis-made-of");
     let made_of = std::fs::read_to_string(directory.join(STAMP)).unwrap_or_default();
     let recipe = format!("{made_of}\n{packages:?}");
@@ -105,7 +85,52 @@ pub fn prepare_redis() -> Result<Debian> {
         replace(&initrd, &bytes)?;
         replace(&stamp, recipe.as_bytes())?;
     }
+    drop(lock);
     Ok(Debian { initrd, ..base })
+}
+
+/// Clients for that server, for this host.
+///
+/// # Errors
+///
+/// As [`prepare_redis`].
+pub fn redis_tools() -> Result<redis::Tools> {
+    let directory = output("debian")?;
+    let lock = lock(&directory)?;
+    let packages = redis_packages(&directory)?;
+    let tools = redis::Tools::unpack(&packages, output("debian/redis-tools")?);
+    drop(lock);
+    tools
+}
+
+/// Until it is dropped, other runs wait: they will find everything made.
+fn lock(directory: &Path) -> Result<File> {
+    let lock = File::create(directory.join("lock")).context("cannot lock")?;
+    lock.lock().context("cannot lock")?;
+    Ok(lock)
+}
+
+/// The packages of the server; what is missing is downloaded.
+fn redis_packages(directory: &Path) -> Result<Vec<PathBuf>> {
+    let kept = directory.join("redis");
+    let all = |packages: &Path| -> Result<Vec<PathBuf>> {
+        let names = redis::PACKAGES.iter();
+        names.map(|name| package(packages, name)).collect()
+    };
+    if let Ok(packages) = all(&kept) {
+        return Ok(packages);
+    }
+    let fresh = tempfile::tempdir_in(directory)?;
+    download(fresh.path(), || {
+        Ok(redis::PACKAGES.map(str::to_owned).to_vec())
+    })?;
+    all(fresh.path())?;
+    if kept.exists() {
+        std::fs::remove_dir_all(&kept)?;
+    }
+    std::fs::rename(fresh.path(), &kept)
+        .with_context(|| format!("cannot create {}", kept.display()))?;
+    all(&kept)
 }
 
 /// The file of a package in `directory`.
@@ -123,9 +148,7 @@ fn package(directory: &Path, name: &str) -> Result<PathBuf> {
 
 /// The same in `directory`; `fetch` downloads the packages into the directory it is given.
 fn prepare_in(directory: &Path, fetch: impl FnOnce(&Path) -> Result<()>) -> Result<Debian> {
-    // Until it returns, other runs wait: they will find everything made.
-    let lock = File::create(directory.join("lock")).context("cannot lock")?;
-    lock.lock().context("cannot lock")?;
+    let _lock = lock(directory)?;
     let kept = directory.join("packages");
     let from_kept = find_packages(&kept).and_then(|packages| make(directory, &packages));
     if from_kept.is_ok() {

@@ -8,6 +8,7 @@ mod diverged;
 mod fault;
 mod lab;
 mod linux;
+mod network;
 mod replay_file;
 mod run;
 
@@ -16,5 +17,6 @@ pub use diverged::{DIVERGING, Diverging};
 pub use fault::{FAULTS, Fault};
 pub use lab::Lab;
 pub use linux::judge_linux;
+pub use network::judge_network;
 pub use replay_file::judge_replay_file;
 pub use run::{HostRun, Judged};

@@ -10,7 +10,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use boot::Firmware;
-use emu::{BAD_STARTS, DIVERGING, FAULTS, HostRun, Judged, Lab, judge_linux, judge_replay_file};
+use emu::{
+    BAD_STARTS, DIVERGING, FAULTS, HostRun, Judged, Lab, judge_linux, judge_network,
+    judge_replay_file,
+};
 use libtest_mimic::{Arguments, Trial};
 use xtask::emulator::Platform;
 use xtask::guests::{Guest, Guests};
@@ -54,6 +57,9 @@ fn trials() -> Result<Vec<Trial>> {
         add_replayed_run(&mut trials, stepped_run(platform, &guests));
         trials.push(trial(format!("{platform}/linux"), move || {
             judge_linux(platform, Firmware::Bios, if full { 10 } else { 1 })
+        }));
+        trials.push(trial(format!("{platform}/network"), move || {
+            judge_network(platform)
         }));
         trials.push(trial(format!("{platform}/replay-file"), move || {
             judge_replay_file(platform)

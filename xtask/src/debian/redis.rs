@@ -1,7 +1,10 @@
 //! Debian's `redis-server` for the guest: a real server with real libraries, as an archive behind the initrd.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -76,6 +79,49 @@ fn place(path: &str) -> Option<String> {
     })
 }
 
+/// Programs of Redis for this host, a Debian too: clients that talk to the guest's server.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    directory: PathBuf,
+}
+
+impl Tools {
+    /// Unpacks them into `directory`, with the libraries that a system need not have.
+    pub(super) fn unpack(packages: &[PathBuf], directory: PathBuf) -> Result<Self> {
+        for package in packages {
+            for (path, bytes) in unpack(package, place_on_host)? {
+                let path = directory.join(path);
+                if !path.exists() {
+                    super::replace(&path, &bytes)?;
+                    std::fs::set_permissions(&path, Permissions::from_mode(0o755))?;
+                }
+            }
+        }
+        Ok(Self { directory })
+    }
+
+    /// Such a program.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.directory.join(program));
+        command.env("LD_LIBRARY_PATH", &self.directory);
+        command
+    }
+}
+
+/// The name of a file that [`Tools`] consist of.
+fn place_on_host(path: &str) -> Option<String> {
+    let name = Path::new(path).file_name()?.to_str()?;
+    if path.contains("usr/bin/redis-") {
+        return Some(name.to_owned());
+    }
+    // The C library and its loader are this system's.
+    const OWN: [&str; 3] = ["ld-linux-x86-64.so.2", "libc.so.6", "libm.so.6"];
+    let place = place(path)?;
+    let library = Path::new(&place).file_name()?.to_str()?;
+    (!OWN.contains(&library)).then(|| library.to_owned())
+}
+
 /// The archive, made of the packages at these paths.
 ///
 /// # Errors
@@ -118,6 +164,13 @@ mod tests {
             of("./lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"),
             "lib64/ld-linux-x86-64.so.2"
         );
+        let on_host = |path| place_on_host(path).unwrap_or_default();
+        assert_eq!(on_host("./usr/bin/redis-cli"), "redis-cli");
+        assert_eq!(
+            on_host("./usr/lib/x86_64-linux-gnu/libssl.so.3"),
+            "libssl.so.3"
+        );
+        assert_eq!(place_on_host("./lib/x86_64-linux-gnu/libc.so.6"), None);
         for other in [
             "./usr/share/doc/libc.so.6",
             "./usr/lib/x86_64-linux-gnu/libzstd.so.10",

@@ -1,0 +1,329 @@
+//! A guest on the network: a real server, real clients, strangers and faults; and its recorded run replayed.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddrV4, TcpStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use arch::nic::Mac;
+use boot::{Firmware, Payload};
+use xtask::artifacts::seed;
+use xtask::emulator::{Machine, Nic, NicModel, Platform, Processor};
+use xtask::linux::Linux;
+use xtask::wire::gateway::{self, Gateway};
+use xtask::wire::{Faults, Wire};
+use xtask::{config, debian, serial};
+
+use crate::Lab;
+use crate::run::{Judged, explain, judge_replays};
+
+/// Memory of the guest in MiB.
+const MEMORY_MIB: u32 = 192;
+/// Memory of the machine besides the guest's.
+const HOST_MEMORY_MIB: u32 = 192;
+const MAC: Mac = Mac([0x52, 0x54, 0x00, 0xd0, 0xe7, 0x02]);
+/// Where redis-server listens.
+const PORT: u16 = 6379;
+/// Longest time until the guest's server answers, and longest time for an answer.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Bytes of a value that takes many frames.
+const LARGE: usize = 300_000;
+/// Frames of a flood.
+const FLOOD: usize = 2_000;
+
+/// The guest's part: it serves until it is told that all is done, or nobody tells it.
+const SCRIPT: &str = "n=0; until [ 1$(redis-cli get done) = 1yes ] || [ $n -gt 200 ]; do sleep 1; n=$((n+1)); done; \
+     ifconfig eth0; exit 3";
+
+/// A connection to the server, in its own protocol (RESP2).
+struct Client(TcpStream);
+
+impl Client {
+    fn connect(port: u16) -> Result<Self> {
+        let stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(stream))
+    }
+
+    /// Waits for the guest to have started its server.
+    fn wait_for(port: u16) -> Result<Self> {
+        let until = now() + PATIENCE;
+        loop {
+            let answer = Self::connect(port).and_then(|mut client| {
+                let answer = client.ask(&[b"PING"])?;
+                Ok((client, answer))
+            });
+            match answer {
+                Ok((client, answer)) if answer == b"PONG" => return Ok(client),
+                _ if now() > until => bail!("the guest's server does not answer"),
+                _ => sleep(Duration::from_millis(300)),
+            }
+        }
+    }
+
+    /// Asks and returns the answer.
+    fn ask(&mut self, words: &[&[u8]]) -> Result<Vec<u8>> {
+        let mut request = format!("*{}\r\n", words.len()).into_bytes();
+        for word in words {
+            request.extend(format!("${}\r\n", word.len()).into_bytes());
+            request.extend(*word);
+            request.extend(b"\r\n");
+        }
+        self.0.write_all(&request)?;
+        let line = self.line()?;
+        match line.split_first() {
+            Some((b'+' | b':', rest)) => Ok(rest.to_vec()),
+            Some((b'$', length)) => {
+                let length: usize = std::str::from_utf8(length)?.parse()?;
+                let mut answer = vec![0; length + 2];
+                self.0.read_exact(&mut answer)?;
+                answer.truncate(length);
+                Ok(answer)
+            }
+            _ => bail!("the server answers {:?}", String::from_utf8_lossy(&line)),
+        }
+    }
+
+    fn line(&mut self) -> Result<Vec<u8>> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte)?;
+            line.push(byte[0]);
+        }
+        line.truncate(line.len() - 2);
+        Ok(line)
+    }
+
+    /// Adds one to a number, again and again: every answer has to be the next number.
+    fn count(&mut self, key: &str, to: u32) -> Result<()> {
+        for number in 1..=to {
+            let answer = self.ask(&[b"INCR", key.as_bytes()])?;
+            ensure!(
+                answer == number.to_string().into_bytes(),
+                "{key}: {answer:?} for {number}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Stores a large value and reads it back.
+    fn large(&mut self, key: &str) -> Result<()> {
+        let mut random = fastrand::Rng::with_seed(7);
+        let value: Vec<u8> = (0..LARGE).map(|_| random.u8(..)).collect();
+        self.ask(&[b"SET", key.as_bytes(), &value])?;
+        let answer = self.ask(&[b"GET", key.as_bytes()])?;
+        ensure!(
+            answer == value,
+            "{key}: {} other bytes came back",
+            answer.len()
+        );
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "deadlines of a test, outside the machines"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// What is done to the guest.
+struct Clients {
+    wire: Wire,
+    gateway: Gateway,
+    nic: Nic,
+    port: u16,
+}
+
+impl Clients {
+    fn new(platform: Platform) -> Result<Self> {
+        let wire = Wire::start(1)?;
+        let gateway = Gateway::start(&wire)?;
+        let address = gateway.reserve(MAC)?;
+        let port = gateway.forward(0, SocketAddrV4::new(address, PORT))?;
+        let plug = wire.plug(platform, "guest")?;
+        let model = NicModel::default();
+        Ok(Self {
+            nic: Nic {
+                mac: MAC,
+                model,
+                plug,
+            },
+            wire,
+            gateway,
+            port,
+        })
+    }
+
+    fn cmdline(&self) -> Result<String> {
+        let words = debian::cmdline_running(SCRIPT)?;
+        let address = self.gateway.reserve(MAC)?;
+        let (prefix, router) = (gateway::PREFIX, gateway::ADDRESS);
+        Ok(format!(
+            "{words} duet.service=redis duet.ip={address}/{prefix} duet.gateway={router}"
+        ))
+    }
+
+    fn run(&self, counts: u32) -> Judged {
+        let mut first = Client::wait_for(self.port)?;
+        let address = self.gateway.reserve(MAC)?;
+        ensure!(self.gateway.ping(address, PATIENCE)?, "no answer to a ping");
+        first.count("alone", counts)?;
+        first.large("large")?;
+        self.several_clients(counts)?;
+        self.benchmark(counts)?;
+        self.strangers(&mut first)?;
+        self.bad_wire(&mut first, counts)?;
+        first.ask(&[b"SET", b"done", b"yes"])?;
+        Ok(())
+    }
+
+    fn several_clients(&self, counts: u32) -> Judged {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..4)
+                .map(|n| {
+                    scope.spawn(move || {
+                        Client::connect(self.port)?.count(&format!("client-{n}"), counts)
+                    })
+                })
+                .collect();
+            for client in clients {
+                client.join().map_err(|_| anyhow!("a client panicked"))??;
+            }
+            Ok(())
+        })
+    }
+
+    /// Redis's own benchmark has nothing to complain of.
+    fn benchmark(&self, requests: u32) -> Judged {
+        let tools = debian::redis_tools()?;
+        let output = tools
+            .command("redis-benchmark")
+            .args(["-p", &self.port.to_string(), "-n", &requests.to_string()])
+            .args(["-c", "8", "-t", "set,get,lpush", "--csv"])
+            .output()
+            .context("redis-benchmark")?;
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "redis-benchmark: {said}");
+        for test in ["\"SET\"", "\"GET\"", "\"LPUSH"] {
+            ensure!(
+                said.contains(test),
+                "redis-benchmark without {test}: {said}"
+            );
+        }
+        ensure!(
+            !said.to_lowercase().contains("error"),
+            "redis-benchmark: {said}"
+        );
+        Ok(())
+    }
+
+    /// Frames that make no sense, more than anybody can take, do not harm the connection.
+    fn strangers(&self, client: &mut Client) -> Judged {
+        let stranger = self.wire.endpoint("stranger")?;
+        let mut random = fastrand::Rng::with_seed(3);
+        for number in 0..FLOOD {
+            let mut frame: Vec<u8> = (0..random.usize(1..1500)).map(|_| random.u8(..)).collect();
+            let destination = if number % 3 == 0 { [0xff; 6] } else { MAC.0 };
+            for (place, byte) in frame.iter_mut().zip(destination) {
+                *place = byte;
+            }
+            stranger.send(&frame);
+        }
+        client.count("behind-the-flood", 10)
+    }
+
+    /// A wire that loses, doubles and mixes up frames, and then nothing for a while: TCP gets over it.
+    fn bad_wire(&self, client: &mut Client, counts: u32) -> Judged {
+        let port = self.nic.plug.port;
+        let bad = Faults {
+            drop: 0.02,
+            duplicate: 0.02,
+            reorder: 0.02,
+            ..Faults::default()
+        };
+        self.wire.set_faults_both_ways(port, bad);
+        client.count("bad-wire", counts / 4)?;
+        self.wire.set_faults_both_ways(port, Faults::cut());
+        sleep(Duration::from_secs(2));
+        self.wire.set_faults_both_ways(port, Faults::default());
+        client.count("behind-the-cut", 10)
+    }
+}
+
+/// Runs the guest on `platform` with a network, recorded, and then replays it.
+///
+/// # Errors
+///
+/// What a client or the replay found wrong, with the end of the log.
+pub fn judge_network(platform: Platform) -> Judged {
+    let lab = Lab::get()?;
+    let files = debian::prepare_redis()?;
+    let clients = Clients::new(platform)?;
+    let guest = Linux {
+        memory_mib: MEMORY_MIB,
+        kernel: files.kernel,
+        initrd: Some(files.initrd),
+        cmdline: clients.cmdline()?,
+        mac: Some(MAC),
+        instruction_limit: None,
+    };
+    let payload = Payload {
+        config: config::compose_linux(platform, &guest)? + "\n[test]\nreplays = 1\nslices = 5\n",
+        files: guest.files(),
+        seed: Some(seed()?),
+    };
+    let name = format!("{platform}-network");
+    let disk = lab.disk(&name);
+    lab.artifacts.image(Firmware::Bios, &payload, &disk)?;
+    let machine = Machine {
+        platform,
+        firmware: Firmware::Bios,
+        disk,
+        memory_mib: HOST_MEMORY_MIB + MEMORY_MIB,
+        processor: Processor::Full,
+        nics: vec![clients.nic.clone()],
+    };
+    // Bochs moves a frame in each millisecond.
+    let counts = if platform == Platform::Bochs { 40 } else { 200 };
+    let (outcome, served) = std::thread::scope(|scope| {
+        let served = scope.spawn(|| clients.run(counts));
+        let outcome = lab.run(&name, &machine, None);
+        (
+            outcome,
+            served.join().map_err(|_| anyhow!("the clients panicked")),
+        )
+    });
+    let outcome = outcome?;
+    served
+        .and_then(|served| served)
+        .and_then(|()| judge(&outcome.serial))
+        .map_err(|error| explain(&outcome, &error))?;
+    std::fs::remove_file(&machine.disk)?;
+    Ok(())
+}
+
+fn judge(said: &str) -> Judged {
+    ensure!(
+        said.contains("duet.run: exit status 3"),
+        "the guest did not end as it was to"
+    );
+    judge_replays(said, "linux", 1)?;
+    let inputs = said
+        .lines()
+        .find_map(|line| {
+            serial::field(line, "log", "kind")
+                .filter(|kind| *kind == "inputs")
+                .map(|_| line)
+        })
+        .and_then(|line| serial::field(line, "log", "entries")?.parse::<u64>().ok())
+        .context("no inputs in the log")?;
+    ensure!(inputs > 500, "only {inputs} inputs: the guest was not busy");
+    Ok(())
+}
