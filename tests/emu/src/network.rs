@@ -27,10 +27,34 @@ const MAC: Mac = Mac([0x52, 0x54, 0x00, 0xd0, 0xe7, 0x02]);
 const PORT: u16 = 6379;
 /// Longest time until the guest's server answers, and longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Bytes of a value that takes many frames.
-const LARGE: usize = 300_000;
-/// Frames of a flood.
-const FLOOD: usize = 2_000;
+/// How much of everything.
+#[derive(Clone, Copy)]
+struct Load {
+    /// Requests of a client.
+    requests: u32,
+    /// Bytes of a value that takes many frames.
+    large: usize,
+    /// Frames of a flood.
+    flood: usize,
+}
+
+impl Load {
+    /// Bochs moves one frame in each millisecond.
+    const fn on(platform: Platform) -> Self {
+        match platform {
+            Platform::Bochs => Self {
+                requests: 12,
+                large: 60_000,
+                flood: 300,
+            },
+            Platform::Qemu | Platform::Kvm => Self {
+                requests: 200,
+                large: 300_000,
+                flood: 2_000,
+            },
+        }
+    }
+}
 
 /// The guest's part: it serves until it is told that all is done, or nobody tells it.
 const SCRIPT: &str = "n=0; until [ 1$(redis-cli get done) = 1yes ] || [ $n -gt 200 ]; do sleep 1; n=$((n+1)); done; \
@@ -110,9 +134,9 @@ impl Client {
     }
 
     /// Stores a large value and reads it back.
-    fn large(&mut self, key: &str) -> Result<()> {
+    fn large(&mut self, key: &str, bytes: usize) -> Result<()> {
         let mut random = fastrand::Rng::with_seed(7);
-        let value: Vec<u8> = (0..LARGE).map(|_| random.u8(..)).collect();
+        let value: Vec<u8> = (0..bytes).map(|_| random.u8(..)).collect();
         self.ask(&[b"SET", key.as_bytes(), &value])?;
         let answer = self.ask(&[b"GET", key.as_bytes()])?;
         ensure!(
@@ -169,26 +193,26 @@ impl Clients {
         ))
     }
 
-    fn run(&self, counts: u32) -> Judged {
+    fn run(&self, load: Load) -> Judged {
         let mut first = Client::wait_for(self.port)?;
         let address = self.gateway.reserve(MAC)?;
         ensure!(self.gateway.ping(address, PATIENCE)?, "no answer to a ping");
-        first.count("alone", counts)?;
-        first.large("large")?;
-        self.several_clients(counts)?;
-        self.benchmark(counts)?;
-        self.strangers(&mut first)?;
-        self.bad_wire(&mut first, counts)?;
+        first.count("alone", load.requests)?;
+        first.large("large", load.large)?;
+        self.several_clients(load.requests)?;
+        self.benchmark(load.requests)?;
+        self.strangers(&mut first, load.flood)?;
+        self.bad_wire(&mut first, load.requests / 4)?;
         first.ask(&[b"SET", b"done", b"yes"])?;
         Ok(())
     }
 
-    fn several_clients(&self, counts: u32) -> Judged {
+    fn several_clients(&self, requests: u32) -> Judged {
         std::thread::scope(|scope| {
             let clients: Vec<_> = (0..4)
                 .map(|n| {
                     scope.spawn(move || {
-                        Client::connect(self.port)?.count(&format!("client-{n}"), counts)
+                        Client::connect(self.port)?.count(&format!("client-{n}"), requests)
                     })
                 })
                 .collect();
@@ -225,10 +249,10 @@ impl Clients {
     }
 
     /// Frames that make no sense, more than anybody can take, do not harm the connection.
-    fn strangers(&self, client: &mut Client) -> Judged {
+    fn strangers(&self, client: &mut Client, frames: usize) -> Judged {
         let stranger = self.wire.endpoint("stranger")?;
         let mut random = fastrand::Rng::with_seed(3);
-        for number in 0..FLOOD {
+        for number in 0..frames {
             let mut frame: Vec<u8> = (0..random.usize(1..1500)).map(|_| random.u8(..)).collect();
             let destination = if number % 3 == 0 { [0xff; 6] } else { MAC.0 };
             for (place, byte) in frame.iter_mut().zip(destination) {
@@ -240,7 +264,7 @@ impl Clients {
     }
 
     /// A wire that loses, doubles and mixes up frames, and then nothing for a while: TCP gets over it.
-    fn bad_wire(&self, client: &mut Client, counts: u32) -> Judged {
+    fn bad_wire(&self, client: &mut Client, requests: u32) -> Judged {
         let port = self.nic.plug.port;
         let bad = Faults {
             drop: 0.02,
@@ -249,7 +273,7 @@ impl Clients {
             ..Faults::default()
         };
         self.wire.set_faults_both_ways(port, bad);
-        client.count("bad-wire", counts / 4)?;
+        client.count("bad-wire", requests)?;
         self.wire.set_faults_both_ways(port, Faults::cut());
         sleep(Duration::from_secs(2));
         self.wire.set_faults_both_ways(port, Faults::default());
@@ -290,10 +314,8 @@ pub fn judge_network(platform: Platform) -> Judged {
         processor: Processor::Full,
         nics: vec![clients.nic.clone()],
     };
-    // Bochs moves a frame in each millisecond.
-    let counts = if platform == Platform::Bochs { 40 } else { 200 };
     let (outcome, served) = std::thread::scope(|scope| {
-        let served = scope.spawn(|| clients.run(counts));
+        let served = scope.spawn(|| clients.run(Load::on(platform)));
         let outcome = lab.run(&name, &machine, None);
         (
             outcome,
