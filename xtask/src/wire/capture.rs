@@ -84,13 +84,20 @@ impl Capture {
         self.block(PACKET, &body);
     }
 
-    /// Writes out what is still in memory.
+    /// Writes out what is in memory, so that the file is of use even if this process is killed.
+    pub(super) fn flush(&mut self) {
+        if self.error.is_none() {
+            self.error = self.file.flush().err();
+        }
+    }
+
+    /// Completes the file.
     ///
     /// # Errors
     ///
     /// The first thing that could not be written; the file ends before it.
     pub(super) fn finish(mut self) -> io::Result<()> {
-        self.file.flush()?;
+        self.flush();
         self.error.map_or(Ok(()), Err)
     }
 

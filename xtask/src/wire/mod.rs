@@ -274,6 +274,9 @@ fn run(shared: &Mutex<Shared>, woken: &Woken) {
             return;
         }
         let busy = guard.work(&mut buffer);
+        if !busy {
+            guard.switch.flush_capture();
+        }
         let next = guard.switch.next();
         let sockets = guard.sockets.clone();
         let waiting: Vec<bool> = (0..sockets.len())

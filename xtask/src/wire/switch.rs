@@ -146,6 +146,13 @@ impl Switch {
         Ok(())
     }
 
+    /// Puts what was captured into the file.
+    pub(super) fn flush_capture(&mut self) {
+        if let Some(capture) = &mut self.capture {
+            capture.flush();
+        }
+    }
+
     /// Ends the capture, if there is one.
     pub(super) fn finish_capture(&mut self) -> io::Result<()> {
         self.capture.take().map_or(Ok(()), Capture::finish)

@@ -7,6 +7,8 @@ mod connection;
 mod dhcp;
 mod ping;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::sync::mpsc::{self, Sender};
