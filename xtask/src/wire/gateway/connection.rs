@@ -13,6 +13,9 @@ use smoltcp::socket::tcp;
 const BUFFER: usize = 1 << 16;
 /// A guest that acknowledges nothing for so long is gone; emulated ones can be slow.
 const PATIENCE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(60);
+/// How often an idle guest is asked for a sign of life. Its answers also free smoltcp 0.14 from waiting forever: it can
+/// stop its timer with an end of data under way that was lost, and three answers make it send that again.
+const SIGN_OF_LIFE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(2);
 
 /// What is to become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,7 @@ pub(super) fn socket() -> tcp::Socket<'static> {
     let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
     let mut socket = tcp::Socket::new(buffer(), buffer());
     socket.set_timeout(Some(PATIENCE));
+    socket.set_keep_alive(Some(SIGN_OF_LIFE));
     // Clients have decided already what goes together.
     socket.set_nagle_enabled(false);
     socket
