@@ -18,7 +18,8 @@ pub(super) struct Ping {
     address: Ipv4Addr,
     until: Instant,
     next: Instant,
-    sequence: u16,
+    /// The sequence numbers of its requests: an answer may be to somebody else's.
+    requests: Vec<u16>,
     answer: Sender<bool>,
 }
 
@@ -29,7 +30,7 @@ impl Ping {
             address,
             until: now + timeout,
             next: now,
-            sequence: 0,
+            requests: Vec::new(),
             answer,
         }
     }
@@ -39,17 +40,23 @@ impl Ping {
         self.next.min(self.until)
     }
 
-    /// Sends what is due; whether the waiting goes on.
-    pub(super) fn poll(&mut self, now: Instant, socket: &mut icmp::Socket<'_>) -> bool {
+    /// Sends what is due, with the number behind `sequence`; whether the waiting goes on.
+    pub(super) fn poll(
+        &mut self,
+        now: Instant,
+        socket: &mut icmp::Socket<'_>,
+        sequence: &mut u16,
+    ) -> bool {
         if now >= self.until {
             return self.finish(false);
         }
         if now >= self.next {
             self.next = now + INTERVAL;
-            self.sequence = self.sequence.wrapping_add(1);
+            *sequence = sequence.wrapping_add(1);
+            self.requests.push(*sequence);
             let echo = Icmpv4Repr::EchoRequest {
                 ident: IDENT,
-                seq_no: self.sequence,
+                seq_no: *sequence,
                 data: b"duet",
             };
             // Without room now, there is some at the next interval.
@@ -61,9 +68,10 @@ impl Ping {
         true
     }
 
-    /// `from` has answered something of ours; whether the waiting goes on.
-    pub(super) fn answered(&self, from: IpAddress) -> bool {
-        from != IpAddress::Ipv4(self.address) || self.finish(true)
+    /// `from` has answered the request of this number; whether the waiting goes on.
+    pub(super) fn answered(&self, from: IpAddress, sequence: u16) -> bool {
+        let ours = from == IpAddress::Ipv4(self.address) && self.requests.contains(&sequence);
+        !ours || self.finish(true)
     }
 
     /// Says the result; who asked may be gone.
@@ -73,9 +81,11 @@ impl Ping {
     }
 }
 
-/// Whether `packet` answers an echo request.
-pub(super) fn is_reply(packet: &[u8]) -> bool {
-    Icmpv4Packet::new_checked(packet)
-        .and_then(|packet| Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()))
-        .is_ok_and(|repr| matches!(repr, Icmpv4Repr::EchoReply { ident: IDENT, .. }))
+/// The number of the echo request that `packet` answers.
+pub(super) fn answered(packet: &[u8]) -> Option<u16> {
+    let packet = Icmpv4Packet::new_checked(packet).ok()?;
+    match Icmpv4Repr::parse(&packet, &ChecksumCapabilities::default()) {
+        Ok(Icmpv4Repr::EchoReply { seq_no, .. }) => Some(seq_no),
+        _ => None,
+    }
 }

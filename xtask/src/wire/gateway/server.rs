@@ -48,6 +48,8 @@ pub(super) struct Server {
     /// Their guests are told at the next poll.
     aborted: Vec<SocketHandle>,
     pings: Vec<Ping>,
+    /// Of the last echo request.
+    echo_sequence: u16,
     last_port: u16,
 }
 
@@ -75,6 +77,7 @@ impl Server {
             connections: Vec::new(),
             aborted: Vec::new(),
             pings: Vec::new(),
+            echo_sequence: 0,
             last_port: *LOCAL_PORTS.end(),
         }
     }
@@ -178,11 +181,13 @@ impl Server {
     fn serve_pings(&mut self, now: Instant) {
         let socket = self.sockets.get_mut::<icmp::Socket<'_>>(self.icmp);
         while let Ok((packet, from)) = socket.recv() {
-            if ping::is_reply(packet) {
-                self.pings.retain(|ping| ping.answered(from));
+            if let Some(sequence) = ping::answered(packet) {
+                self.pings.retain(|ping| ping.answered(from, sequence));
             }
         }
-        self.pings.retain_mut(|ping| ping.poll(now, socket));
+        let sequence = &mut self.echo_sequence;
+        self.pings
+            .retain_mut(|ping| ping.poll(now, socket, sequence));
     }
 
     fn serve_connections(&mut self) {
