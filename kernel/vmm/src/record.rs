@@ -28,7 +28,7 @@ const OUTPUT_NS: u64 = 20_000_000;
 /// log goes.
 const SILENCE_NS: u64 = 10_000_000;
 /// Guest time, in nanoseconds, between two checks of a part of memory.
-const MEMORY_NS: u64 = 200_000_000;
+const MEMORY_NS: u64 = 500_000_000;
 
 /// What the guest has put out since it was noted last.
 #[derive(Clone)]
