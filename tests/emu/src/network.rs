@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use arch::nic::Mac;
 use boot::{Firmware, Payload};
 use xtask::artifacts::seed;
-use xtask::emulator::{Machine, Nic, NicModel, Platform, Processor};
+use xtask::emulator::{Machine, Nic, NicModel, Platform, Processor, qemu};
 use xtask::linux::Linux;
 use xtask::wire::gateway::{self, Gateway};
 use xtask::wire::{Faults, Wire};
@@ -58,7 +58,7 @@ impl Load {
 
 /// The guest's part: it serves until it is told that all is done, or nobody tells it.
 const SCRIPT: &str = "n=0; until [ 1$(redis-cli get done) = 1yes ] || [ $n -gt 200 ]; do sleep 1; n=$((n+1)); done; \
-     ifconfig eth0; exit 3";
+     echo pulled $(cat /sys/class/net/eth0/carrier_down_count); exit 3";
 
 /// A connection to the server, in its own protocol (RESP2).
 struct Client(TcpStream);
@@ -158,6 +158,7 @@ fn now() -> Instant {
 
 /// What is done to the guest.
 struct Clients {
+    platform: Platform,
     wire: Wire,
     gateway: Gateway,
     nic: Nic,
@@ -173,6 +174,7 @@ impl Clients {
         let plug = wire.plug(platform, "guest")?;
         let model = NicModel::default();
         Ok(Self {
+            platform,
             nic: Nic {
                 mac: MAC,
                 model,
@@ -203,6 +205,7 @@ impl Clients {
         self.benchmark(load.requests)?;
         self.strangers(&mut first, load.flood)?;
         self.bad_wire(&mut first, load.requests / 4)?;
+        self.pulled_cable(&mut first)?;
         first.ask(&[b"SET", b"done", b"yes"])?;
         Ok(())
     }
@@ -281,6 +284,20 @@ impl Clients {
     }
 }
 
+impl Clients {
+    /// The host's cable is pulled and plugged in again; the guest is told. Bochs's card has no cable.
+    fn pulled_cable(&self, client: &mut Client) -> Judged {
+        if self.platform == Platform::Bochs {
+            return Ok(());
+        }
+        let nics = std::slice::from_ref(&self.nic);
+        qemu::set_link(nics, 0, false)?;
+        sleep(Duration::from_secs(2));
+        qemu::set_link(nics, 0, true)?;
+        client.count("behind-the-pull", 10)
+    }
+}
+
 /// Runs the guest on `platform` with a network, recorded, and then replays it.
 ///
 /// # Errors
@@ -325,13 +342,17 @@ pub fn judge_network(platform: Platform) -> Judged {
     let outcome = outcome?;
     served
         .and_then(|served| served)
-        .and_then(|()| judge(&outcome.serial))
+        .and_then(|()| judge(platform, &outcome.serial))
         .map_err(|error| explain(&outcome, &error))?;
     std::fs::remove_file(&machine.disk)?;
     Ok(())
 }
 
-fn judge(said: &str) -> Judged {
+fn judge(platform: Platform, said: &str) -> Judged {
+    // The driver counts one at its start.
+    let pulled = 1 + usize::from(platform != Platform::Bochs);
+    let pulled = format!("pulled {pulled}");
+    ensure!(said.contains(&pulled), "the guest does not say {pulled:?}");
     ensure!(
         said.contains("duet.run: exit status 3"),
         "the guest did not end as it was to"

@@ -1,7 +1,10 @@
 //! Command lines of QEMU, translated (`-accel tcg`) and on KVM.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use boot::Firmware;
@@ -78,6 +81,12 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
     for (number, nic) in machine.nics.iter().enumerate() {
         line.extend(card(number, nic));
     }
+    if let Some(monitor) = machine.nics.first().and_then(monitor) {
+        line.push("-qmp".into());
+        let mut qmp = file_option("unix:", &monitor);
+        qmp.push(",server=on,wait=off");
+        line.push(qmp);
+    }
     line
 }
 
@@ -100,12 +109,48 @@ fn card(number: usize, nic: &Nic) -> Vec<OsString> {
     vec!["-netdev".into(), net, "-device".into(), device.into()]
 }
 
+/// Where the machine with this card takes commands (QMP).
+fn monitor(nic: &Nic) -> Option<PathBuf> {
+    match &nic.plug.at {
+        At::Paths { machine, .. } => Some(machine.with_extension("qmp")),
+        At::Udp(_) => None,
+    }
+}
+
+/// Pulls or plugs the cable of the card `number` of a machine that runs.
+///
+/// # Errors
+///
+/// It does not run, or does not take the command.
+pub fn set_link(nics: &[Nic], number: usize, up: bool) -> Result<()> {
+    let path = nics.first().and_then(monitor).context("no monitor")?;
+    let stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut answers = BufReader::new(stream.try_clone()?).lines();
+    let arguments = format!("{{\"name\": \"net{number}\", \"up\": {up}}}");
+    let command = format!("{{\"execute\": \"set_link\", \"arguments\": {arguments}}}");
+    for command in ["{\"execute\": \"qmp_capabilities\"}", &command] {
+        (&stream).write_all(command.as_bytes())?;
+        // The greeting and events come between.
+        loop {
+            let answer = answers.next().context("the monitor is gone")??;
+            if answer.contains("\"error\"") {
+                bail!("{command}: {answer}");
+            }
+            if answer.contains("\"return\"") {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// `file=` takes a comma in a path doubled.
 fn file_option(prefix: &str, path: &Path) -> OsString {
     format!("{prefix}{}", path.display().to_string().replace(',', ",,")).into()
 }
 
-fn variables(directory: &Path) -> std::path::PathBuf {
+fn variables(directory: &Path) -> PathBuf {
     directory.join("variables.fd")
 }
 
