@@ -91,7 +91,7 @@ pub struct Nic {
 }
 
 /// The network cards that emulators have; Bochs has only the first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum NicModel {
     /// Intel 82540EM.
     #[default]

@@ -91,7 +91,8 @@ pub fn arguments(machine: &Machine, serial: Serial, directory: &Path) -> Vec<OsS
 }
 
 /// The arguments for the network card of this number. It has no option ROM: nothing is booted from it.
-fn card(number: usize, nic: &Nic) -> Vec<OsString> {
+#[must_use]
+pub fn card(number: usize, nic: &Nic) -> Vec<OsString> {
     let At::Paths { machine, wire } = &nic.plug.at else {
         // Refused by `Machine::check_nics`.
         return Vec::new();

@@ -8,7 +8,7 @@ use boot::{Firmware, GuestFile, Payload};
 
 use super::run::check_platform;
 use crate::artifacts::Artifacts;
-use crate::emulator::{Machine, Platform, Processor, batch};
+use crate::emulator::{Machine, NicModel, Platform, Processor, batch};
 use crate::guests::{self, Guests};
 use crate::needs::{self, Need};
 use crate::{config, progress, serial, workspace};
@@ -47,6 +47,15 @@ enum What {
         #[arg(long, value_enum, default_value_t = Platform::Qemu)]
         platform: Platform,
     },
+    /// How fast a guest's network is, compared with the same Linux without Duet, and what a frame costs.
+    Net {
+        /// Which machine; only QEMU can run the same without Duet.
+        #[arg(long, value_enum, default_value_t = Platform::Qemu)]
+        platform: Platform,
+        /// The host's network card.
+        #[arg(long, value_enum, default_value_t)]
+        card: NicModel,
+    },
     /// What the replication protocol costs: sealing, small entries, goodput, memory.
     Link,
 }
@@ -61,6 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         What::Exits { platform } => platform,
         What::Boot { platform } => return super::bench_boot::run(platform),
         What::Replay { platform } => return super::bench_replay::run(platform),
+        What::Net { platform, card } => return super::bench_net::run(platform, card),
         What::Link => return super::bench_link::run(),
     };
     check_platform(platform, Firmware::Bios)?;

@@ -3,6 +3,7 @@
 pub mod bench;
 mod bench_boot;
 pub mod bench_link;
+mod bench_net;
 mod bench_replay;
 pub mod build;
 pub mod image;

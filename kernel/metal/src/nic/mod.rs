@@ -36,6 +36,32 @@ type Card = Box<dyn Nic + Send>;
 /// The host's network, once it is started. Only the processor that runs guests uses it.
 static NETWORK: Mutex<Option<Network<Card>>> = Mutex::new(None);
 
+/// TSC ticks while there is a network, for what a frame costs.
+static TIME: Mutex<Time> = Mutex::new(Time {
+    start: None,
+    rest: None,
+    waited: 0,
+});
+
+struct Time {
+    /// At the first poll.
+    start: Option<u64>,
+    /// When the processor was about to wait for a guest or the next poll.
+    rest: Option<u64>,
+    /// In which no guest ran and the host had nothing to do.
+    waited: u64,
+}
+
+impl Time {
+    fn poll(&mut self) {
+        let now = x86::rdtsc();
+        self.start.get_or_insert(now);
+        if let Some(rest) = self.rest.take() {
+            self.waited = self.waited.wrapping_add(now.wrapping_sub(rest));
+        }
+    }
+}
+
 fn place(function: &Function) -> PciPlace {
     PciPlace {
         bus: function.address.bus(),
@@ -171,6 +197,7 @@ pub fn poll() -> bool {
         if network.is_empty() {
             return false;
         }
+        TIME.lock().poll();
         let now = time::now_ns();
         network.poll(now, BUDGET, tell).more
     })
@@ -179,6 +206,9 @@ pub fn poll() -> bool {
 
 /// Longest time until the next [`poll`], in nanoseconds, and at most `otherwise`. `idle`: no guest runs meanwhile.
 pub fn until_poll(otherwise: u64, idle: bool) -> u64 {
+    if idle {
+        TIME.lock().rest = Some(x86::rdtsc());
+    }
     let within = with(|network| network.poll_within(time::now_ns(), idle)).flatten();
     within.map_or(otherwise, |within| within.min(otherwise))
 }
@@ -196,9 +226,17 @@ fn tell(nic: &str, news: News) {
     }
 }
 
-/// What went through each card, at the end.
+/// What went through each card, at the end, and how long there was a network: for a guest, for the host, for nothing.
 pub fn report_counters() {
     with(|network| {
+        let time = TIME.lock();
+        if let Some(start) = time.start {
+            log::info!(
+                "network| ticks={} waited={}",
+                x86::rdtsc().wrapping_sub(start),
+                time.waited
+            );
+        }
         for (name, card) in network.cards() {
             let counters = card.counters();
             log::info!(
