@@ -57,7 +57,7 @@ impl Load {
 }
 
 /// The guest's part: it serves until it is told that all is done, or nobody tells it.
-const SCRIPT: &str = "n=0; until [ 1$(redis-cli get done) = 1yes ] || [ $n -gt 200 ]; do sleep 1; n=$((n+1)); done; \
+const SCRIPT: &str = "n=0; until [ 1$(redis-cli get done) = 1yes ] || [ $n -gt 500 ]; do sleep 1; n=$((n+1)); done; \
      echo pulled $(cat /sys/class/net/eth0/carrier_down_count); exit 3";
 
 /// A connection to the server, in its own protocol (RESP2).
