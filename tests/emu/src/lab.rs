@@ -12,8 +12,8 @@ use xtask::emulator::batch::{self, Typist};
 use xtask::guests::{self, Guests};
 use xtask::workspace;
 
-/// Generous: the slowest run takes a fifth on an idle machine. A run that hits it has hung.
-const TIMEOUT: Duration = Duration::from_secs(400);
+/// Generous: the slowest run takes a tenth on an idle machine, ten replays of Linux in Bochs half. A run that hits it has hung.
+const TIMEOUT: Duration = Duration::from_secs(1200);
 
 /// What runs share.
 pub struct Lab {

@@ -26,7 +26,7 @@ const MAC: Mac = Mac([0x52, 0x54, 0x00, 0xd0, 0xe7, 0x02]);
 /// Where redis-server listens.
 const PORT: u16 = 6379;
 /// Longest time until the guest's server answers, and longest time for an answer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(400);
 /// How much of everything.
 #[derive(Clone, Copy)]
 struct Load {
