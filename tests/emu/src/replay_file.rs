@@ -55,7 +55,8 @@ pub fn judge_replay_file(platform: Platform) -> Judged {
     std::fs::write(&config, text)?;
 
     let mut bytes = std::fs::read(&recording)?;
-    let last = bytes.len().saturating_sub(100);
+    // In the digest of the memory that was left: registers in plain, for example, are there for the reader only.
+    let last = bytes.len().saturating_sub(4);
     bytes[last] ^= 1;
     std::fs::write(&recording, bytes)?;
     let said = replay("replay", &recording, &[], false)?;
