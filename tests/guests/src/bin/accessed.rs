@@ -6,7 +6,7 @@
 
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // a kernel: it writes to its page tables
 
 use core::arch::asm;
 

@@ -5,7 +5,7 @@
 
 #![no_std]
 #![no_main]
-#![allow(unsafe_code)]
+#![allow(unsafe_code)] // a kernel: it executes the instructions it is about
 
 use core::arch::asm;
 
