@@ -164,6 +164,7 @@ fn run_on<B: Backend>(
                     true
                 }
                 Turn::Over(ended) => {
+                    room.host.cards.disconnect(&guest.guest.name);
                     outcome = outcome.and(ended);
                     again.extend(guest.replay_next());
                     false
@@ -389,7 +390,6 @@ impl<B: Backend> Room<'_, B> {
         {
             return Turn::Runs(0);
         }
-        self.host.cards.disconnect(&running.guest.name);
         Turn::Over(report(running, stop))
     }
 }
