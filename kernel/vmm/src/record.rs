@@ -369,6 +369,8 @@ mod tests {
         assert_eq!(base.0, OutputKind::Network);
         assert_ne!(digest(&[(frame(1), b"abcd")]), base);
         assert_ne!(digest(&[(frame(0), b"ab"), (frame(0), b"cd")]), base);
+        let two = digest(&[(frame(0), b"ab"), (frame(0), b"cd")]);
+        assert_ne!(digest(&[(frame(0), b"ab\0cd")]), two);
         assert_ne!(digest(&[(Destination::Serial, b"abcd")]), base);
         let serial = |texts: &[&[u8]]| {
             let outputs: Vec<_> = texts.iter().map(|t| (Destination::Serial, *t)).collect();
