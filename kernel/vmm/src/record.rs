@@ -369,8 +369,12 @@ mod tests {
         assert_eq!(base.0, OutputKind::Network);
         assert_ne!(digest(&[(frame(1), b"abcd")]), base);
         assert_ne!(digest(&[(frame(0), b"ab"), (frame(0), b"cd")]), base);
-        let two = digest(&[(frame(0), b"ab"), (frame(0), b"cd")]);
-        assert_ne!(digest(&[(frame(0), b"ab\0cd")]), two);
+        // Where one ends, when the next begins with the card's number.
+        let (early, late) = (
+            [(frame(0), &b"a"[..]), (frame(0), b"\0b")],
+            [(frame(0), &b"a\0"[..]), (frame(0), b"b")],
+        );
+        assert_ne!(digest(&early), digest(&late));
         assert_ne!(digest(&[(Destination::Serial, b"abcd")]), base);
         let serial = |texts: &[&[u8]]| {
             let outputs: Vec<_> = texts.iter().map(|t| (Destination::Serial, *t)).collect();
