@@ -486,3 +486,32 @@ fn a_guest_that_waits_wakes_long_after_the_last_entry() {
     });
     assert_eq!(times.count(), 1);
 }
+
+#[test]
+fn a_timer_ends_a_run_without_exits_and_enters_soon() {
+    let script = [at(10_000_000, Exit::Cpuid)];
+    let mut m = pc(
+        &script,
+        Mode::Recording(Box::new(Recorder::new(&[], false))),
+    );
+    let mut host = TestHost::default();
+    for _ in 0..4 {
+        let before = m.vcpu.state.icount;
+        m.run(&mut host, 1_000_000);
+        host.now_ns += m.vcpu.state.icount - before;
+    }
+    let mut log = vec![0; 1 << 12];
+    let length = m.door.recorder().unwrap().take(&mut log);
+    let first = placed(&log[..length])
+        .into_iter()
+        .next()
+        .expect("the timer");
+    assert!(matches!(
+        first.1,
+        What::Input {
+            input: Input::Time { .. },
+            ..
+        }
+    ));
+    assert!((50_000..=52_000).contains(&first.0.after), "{}", first.0);
+}
